@@ -1,0 +1,347 @@
+"""What an engine is to the gateway: requests, events, errors and the seams between them.
+
+The gateway imports this module and nothing else of `backends` (its composition root also imports
+`backends.registry`). Nothing here knows a wire format, and nothing here knows a tenant.
+
+A request to an engine passes three seams, each with one job:
+
+    EngineAdapter   pure      GenerateRequest -> HttpRequest;  response bytes -> Event
+    Transport       I/O       HttpRequest -> Exchange (status, headers, body bytes); bytes only, never lines
+    Engine          both      one replica: `generate(request)` -> Generation, a stream of Event batches
+
+The errors of this package:
+
+    EngineError                 what an engine's answer, or its silence, means to the caller
+      .kind: ErrorKind          whose fault it is, in eight words
+      .reached                  False: nothing was sent; the replica could not even be connected to
+    TransportError              how a connection failed; `Engine` turns it into an EngineError
+      ConnectFailed             refused, unresolvable, TLS failed, or no connection in time; nothing was sent
+      ConnectionBroken          closed or reset before the clean end of the body
+      ResponseInvalid           not HTTP, conflicting framing, headers over the limit, an encoded body
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+__all__ = [
+    "ConnectFailed", "ConnectionBroken", "Decoder", "Delta", "Done", "Endpoint", "Engine", "EngineAdapter",
+    "EngineError", "EngineRegistry", "ErrorKind", "Event", "Exchange", "Failure", "FinishReason",
+    "GenerateRequest", "Generation", "Health", "HttpRequest", "OptionError", "Prompt", "RelayMode",
+    "ResponseInvalid", "Transport", "TransportError", "Unsupported", "Usage",
+]  # fmt: skip
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+"""The four reasons an OpenAI client knows. Engines' own words are mapped by their `wire.py`."""
+
+RelayMode = Literal["raw", "patched", "translated"]
+"""How events reach the client: bytes untouched; OpenAI shape with our id, model and finish_reason;
+or built anew from another dialect."""
+
+Prompt = str | list[str] | list[int] | list[list[int]]
+"""The four forms of OpenAI's `prompt`: text, texts, token ids, lists of token ids."""
+
+
+# ------------------------------------------------------------------------------------------- requests
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation, free of any engine's dialect. The gateway has already bounded and named everything.
+
+    Exactly one of `messages` (chat) and `prompt` (completions) is set.
+    """
+
+    request_id: str
+    """Ours, unique; engines that take an id get this one. `[A-Za-z0-9._-]`, at most 128 characters."""
+    model: str
+    """The name that this engine wants (the right side of `serves`)."""
+    stream: bool
+    """Whether the engine is asked to stream; not necessarily what the client asked."""
+    messages: Sequence[Mapping[str, Any]] | None = None
+    """OpenAI chat messages as the client wrote them; content is a string, a list of parts, or null."""
+    prompt: Prompt | None = None
+    rendered: str | None = None
+    """`messages` through the model's chat template, control tokens in user text neutralised, without a
+    leading BOS where the engine adds its own. Set only for adapters with `applies_template` False."""
+    traceparent: str | None = None
+    """W3C trace context, passed on as a header."""
+    max_tokens: int | None = None
+    """Output tokens per choice; None only where the model declares no bound at all."""
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    """Every other field of the client's body, by its OpenAI name, values as sent and already type-checked
+    where OpenAI defines a type (`temperature`, `top_p`, `seed`, `logprobs`, `tools`, ...). Unknown fields
+    are kept here too; an adapter forwards, converts or drops them. `model`, `messages`, `prompt`,
+    `stream`, `stream_options`, `max_tokens`, `max_completion_tokens`, `n`, `stop` are never in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A request as bytes, relative to a replica's base URL. `path` begins with a slash."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """Why an engine cannot serve a request that is good OpenAI: the field at fault and a sentence."""
+
+    param: str
+    message: str
+
+
+# --------------------------------------------------------------------------------------------- events
+
+
+class Delta(msgspec.Struct, kw_only=True):
+    """A piece of one choice. Never empty: it has text, tool calls, logprobs, extra fields or a finish reason."""
+
+    index: int = 0
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    """OpenAI tool-call deltas: `index`, and any of `id`, `type`, `function{name, arguments}`."""
+    logprobs: Any = None
+    """OpenAI's `logprobs` object of the choice, as the engine sent it."""
+    extra: dict[str, Any] | None = None
+    """Other non-empty fields of the message or delta, e.g. `reasoning_content`, `refusal`."""
+    tokens: int = 0
+    """Output tokens behind this piece, as well as the engine tells (else 1 for a streamed piece)."""
+    raw: bytes | None = None
+    """The whole SSE event as received, blank line included, where the dialect is OpenAI's. If one event
+    decodes to several deltas, the first carries it and the others carry None."""
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """Token counts as the engine told them; None is untold, which is never zero. The latest one wins."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    raw: bytes | None = None
+    """As `Delta.raw`, when the event carried nothing but usage."""
+
+
+class Done(msgspec.Struct, kw_only=True):
+    """The answer ended the way this engine ends a good one. Terminal."""
+
+    raw: bytes | None = None
+
+
+class Failure(msgspec.Struct, kw_only=True):
+    """The answer failed. Terminal. Decoders return it; `Generation.events` raises its error."""
+
+    error: "EngineError"
+
+
+Event = Delta | Usage | Done | Failure
+
+
+# --------------------------------------------------------------------------------------------- errors
+
+
+class ErrorKind(enum.StrEnum):
+    """Whose fault, and so what may be done. The words of the wire vectors."""
+
+    CLIENT = "client"  # the request is refused, here and on every replica
+    CONTEXT_LENGTH = "context_length"  # prompt, or prompt + output, too long
+    UNSUPPORTED = "unsupported"  # a good request that this engine cannot serve
+    NOT_FOUND = "not_found"  # the engine lacks the model that the gateway asked for
+    AUTH = "auth"  # the engine refuses the gateway's credentials
+    OVERLOADED = "overloaded"  # backpressure; neither fault nor breaker
+    TIMEOUT = "timeout"  # the engine gave up, or was given up, on time
+    ENGINE = "engine"  # it broke, lied, or stopped in the middle
+
+
+class EngineError(Exception):
+    """What went wrong at an engine.
+
+    `message` holds the engine's own words for logs and classing. It is never shown to a client unsanitised.
+    `retryable`: may the same request go to another replica, as far as the engine is concerned? (Whether
+    bytes have left for the client is the gateway's to know.)
+    """
+
+    def __init__(
+        self,
+        kind: ErrorKind,
+        message: str,
+        *,
+        retryable: bool,
+        status: int | None = None,
+        retry_after: float | None = None,
+        reached: bool = True,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.retryable = retryable
+        self.status = status
+        self.retry_after = retry_after
+        """Seconds, where the engine named them."""
+        self.reached = reached
+        self.param = param
+
+    def __repr__(self) -> str:
+        return f"EngineError({self.kind.value}, {self.message[:120]!r}, retryable={self.retryable})"
+
+
+class TransportError(Exception):
+    """A connection failed. Subclasses say how far it got."""
+
+
+class ConnectFailed(TransportError):
+    """No connection: refused, unresolvable, TLS failed, or not in time. Nothing was sent."""
+
+
+class ConnectionBroken(TransportError):
+    """The connection ended before the clean end of the body."""
+
+
+class ResponseInvalid(TransportError):
+    """What came back is not an HTTP answer that we accept."""
+
+
+class OptionError(ValueError):
+    """An engine option is unknown or has a bad value. `option` names it."""
+
+    def __init__(self, option: str, message: str, choices: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.option = option
+        self.choices = tuple(choices)
+        """Valid names or values, for the nearest-name hint; empty where there is no list."""
+
+
+# ---------------------------------------------------------------------------------------------- seams
+
+
+class Decoder(Protocol):
+    """Response bytes of one exchange -> events. Pure; fed in any split, it yields the same result.
+
+    Call `head` once, `feed` for each piece, `end` at the clean end of the body. After a terminal event
+    (`Done`, `Failure`) further bytes yield nothing. A connection that breaks is not told to the decoder:
+    the caller raises on its own.
+    """
+
+    def head(self, status: int, headers: Mapping[str, str]) -> None: ...
+
+    def feed(self, data: bytes) -> list[Event]: ...
+
+    def end(self) -> list[Event]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a health answer says. `live` False: the engine behind the HTTP server is gone for good."""
+
+    ready: bool
+    live: bool
+
+
+class EngineAdapter(Protocol):
+    """One engine dialect with its options; pure, stateless, shared by all requests of a pool."""
+
+    kind: str
+    """The engine's name in routes.yaml, e.g. `trtllm`."""
+    applies_template: bool
+    """True: takes chat messages. False: wants text; the gateway renders the chat template."""
+    adds_bos: bool
+    """Whether the engine puts a BOS before text it is given (only asked where it applies no template)."""
+    relay: RelayMode
+    """The relay mode of this dialect: `patched` for OpenAI's, `translated` for others."""
+    canonical: bool
+    """Whether its OpenAI shapes pass the conformance run untouched, so that `raw` may be configured."""
+
+    def unsupported(self, request: GenerateRequest) -> Unsupported | None:
+        """The first reason why this engine cannot serve `request`, or None. `model`, `stream` and
+        `max_tokens` of the request may still be those of another pool."""
+
+    def encode(self, request: GenerateRequest) -> HttpRequest:
+        """The request in this engine's dialect. Total for whatever `unsupported` lets pass."""
+
+    def decoder(self, request: GenerateRequest) -> Decoder:
+        """A fresh decoder for the answer to `request`."""
+
+    def health_request(self) -> HttpRequest:
+        """A cheap question that generates nothing."""
+
+    def read_health(self, status: int, body: bytes) -> Health: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a replica is and how to speak to it. `headers` holds credentials: never log one."""
+
+    base_url: str
+    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    ca_file: str | None = None
+
+
+class Exchange(Protocol):
+    """An answer under way. Whoever opened it ends it: by reading to its end, or by `cancel`."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+
+    async def events(self) -> bytes:
+        """The next body bytes as they arrived; b"" at the clean end, again and again.
+
+        Raises ConnectionBroken or ResponseInvalid. No timeout of its own: the caller sets one.
+        """
+
+    def cancel(self) -> None:
+        """Drop the connection at once, unless the body has ended cleanly. Idempotent, never waits."""
+
+
+class Transport(Protocol):
+    """The data path's HTTP client. Four methods: open, Exchange.events, Exchange.cancel, aclose."""
+
+    async def open(self, endpoint: Endpoint, request: HttpRequest) -> Exchange:
+        """Send `request` and wait for the head of the answer.
+
+        A reused connection that dies before the first byte of the answer is retried once on a fresh one.
+        Raises TransportError. Cancelling it leaves nothing behind.
+        """
+
+    async def aclose(self) -> None: ...
+
+
+class Generation(Protocol):
+    """An answer under way, decoded."""
+
+    async def events(self) -> list[Event]:
+        """The next events, at least one; `Done` is the last.
+
+        Never returns `Failure`: raises EngineError, after what came before it was returned. No timeout of
+        its own: the caller sets one.
+        """
+
+    def cancel(self) -> None:
+        """Tell the engine to stop, by dropping the connection. Idempotent; a no-op after the end."""
+
+
+class Engine(Protocol):
+    """One replica: an adapter, a transport and an endpoint."""
+
+    adapter: EngineAdapter
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        """Send it and wait for the head of the answer. Raises EngineError."""
+
+
+class EngineRegistry(Protocol):
+    """The engine kinds there are. `backends.registry` is the real one."""
+
+    def kinds(self) -> Sequence[str]: ...
+
+    def adapter(self, kind: str, options: Mapping[str, Any]) -> EngineAdapter:
+        """An adapter with strict options. Raises OptionError, or KeyError for an unknown kind."""

@@ -1,0 +1,1 @@
+"""The dialects, one per file; each speaks as the real server does, its traps included."""

@@ -1,0 +1,301 @@
+"""trtllm-serve: OpenAI's routes over TensorRT-LLM, strict about keys and careless about everything else.
+
+From tensorrt_llm/serve (openai_server.py, openai_protocol.py, postprocess_handlers.py; releases 1.2 and
+1.3): unknown keys are refused, sending both `max_tokens` and `max_completion_tokens` too; every error of a
+handler is a flat 400; there is no overload answer; headers go out before the first token; the event that
+opens a chat choice has a space before its blank line; chat chunks leave null keys out; a failure in the
+middle cuts the body. `GET /metrics` is JSON and reading it drains it.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from aiohttp import web
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from backends.simulated.dialects.common import Exchange, json_body, json_response
+from backends.simulated.dialects.openai import Ask, Choice, OpenAIDialect, Refused
+from backends.simulated.engine import Step
+from backends.simulated.live import Piece
+
+__all__ = ["TrtllmDialect"]
+
+_TOKENS_PER_BLOCK = 32
+
+
+class _StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    include_usage: bool | None = True
+    continuous_usage_stats: bool | None = False
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    model: str
+    frequency_penalty: float | None = 0.0
+    logit_bias: dict[str, float] | None = None
+    n: int = 1
+    presence_penalty: float | None = 0.0
+    seed: int | None = None
+    stop: str | list[str] | None = Field(default_factory=list)
+    stream: bool | None = False
+    stream_options: _StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    user: str | None = None
+    # TensorRT-LLM's own.
+    use_beam_search: bool = False
+    best_of: int | None = None
+    top_k: int = 0
+    top_p_min: float = 0.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    early_stopping: bool | int = False
+    stop_token_ids: list[int] | None = Field(default_factory=list)
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = Field(None, ge=1)
+    lora_request: dict[str, Any] | None = None
+    disaggregated_params: dict[str, Any] | None = None
+    cache_salt: str | None = None
+    priority: float | None = Field(None, ge=0, le=1)
+
+
+class _ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    type: Literal["text", "json", "json_schema", "json_object", "regex", "ebnf", "structural_tag"]
+
+
+class _ChatRequest(_Request):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = Field(
+        None, ge=1, validation_alias=AliasChoices("max_completion_tokens", "max_tokens")
+    )
+    logprobs: bool | None = False
+    top_logprobs: int | None = None
+    response_format: _ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = "none"
+    parallel_tool_calls: bool | None = True
+    reasoning_effort: Literal["low", "medium", "high"] | None = None
+    echo: bool = False
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = False
+    documents: list[dict[str, str]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    thinking_token_budget: int | None = None
+
+
+class _CompletionRequest(_Request):
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = Field(None, ge=1)
+    echo: bool = False
+    logprobs: int | None = None
+    suffix: str | None = None
+    response_format: _ResponseFormat | None = None
+    add_special_tokens: bool = True
+    detokenize: bool = True
+
+
+class TrtllmDialect(OpenAIDialect):
+    """trtllm-serve."""
+
+    kind = "trtllm"
+    notices = "poll"
+    has_overload_answer = False
+    chat_request = _ChatRequest
+    completion_request = _CompletionRequest
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            *super().routes(),
+            web.get("/health_generate", self.host.inference(self.health_generate)),
+            web.get("/metrics", self.metrics),
+        ]
+
+    # ------------------------------------------------------------------------------ what it refuses
+
+    def error(self, status: int, message: str, error_type: str, param: str | None = None) -> Any:
+        return {"object": "error", "message": message, "type": error_type, "param": param, "code": status}
+
+    def refuse_validation(self, error: ValidationError) -> Refused:
+        # FastAPI's list of errors, as Python writes it; the location begins with where the value was.
+        entries = [
+            {**entry, "loc": ("body", *entry["loc"])}
+            for entry in error.errors(include_url=False, include_context=False)
+        ]
+        return Refused(400, {"error": repr(entries)})
+
+    def check_length(self, prompt_tokens: int, max_tokens: int | None) -> None:
+        # tensorrt_llm/llmapi/llm.py, PyTorch backend: a prompt beyond max_num_tokens, or one that leaves no
+        # room for output, is an error; too large a max_tokens is lowered without a word.
+        if prompt_tokens > self.options.max_input_tokens:
+            raise self.refuse_request(
+                f"The sum of prompt length ({prompt_tokens / 1}), query length (0) should not exceed "
+                f"max_num_tokens ({self.options.max_input_tokens})"
+            )
+        left = self.options.max_total_tokens - prompt_tokens
+        if left <= 0:
+            raise self.refuse_request(
+                f"`default_max_tokens` ({left}) must be greater than 0, `default_max_tokens` ({left}) = "
+                f"max_seq_len ({self.options.max_total_tokens}) - `splited_prompt_len` ({prompt_tokens}) - "
+                "`query_token_len` (0)"
+            )
+
+    def check_model(self, model: str) -> None:
+        """Any name will do."""
+
+    def failure(self) -> tuple[int, Any]:
+        # Also what breaks inside the server is a 400: the status proves nothing.
+        return 400, self.error(400, "simulated failure of the engine", "BadRequestError")
+
+    async def fail_stream(self, exchange: Exchange) -> web.StreamResponse:
+        # The generator raises, uvicorn drops the connection: no event, no [DONE], no end of the body.
+        return await exchange.close()
+
+    async def overload(self, exchange: Exchange) -> web.StreamResponse:
+        raise AssertionError("trtllm-serve never refuses for load")
+
+    # ---------------------------------------------------------------------------------- what it reads
+
+    def read_chat(self, body: Any) -> Ask:
+        if body.top_logprobs is not None and not body.logprobs:
+            raise self.refuse_request("logprobs must be set when top_logprobs is set")
+        return super().read_chat(body)
+
+    def read_completion(self, body: Any) -> Ask:
+        if body.suffix is not None:
+            raise self.refuse_request("suffix is not supported")
+        return super().read_completion(body)
+
+    def read_common(self, ask: Ask, body: Any) -> None:
+        for token in body.logit_bias or ():
+            if not token.isdigit() or int(token) >= self.tokenizer.size:
+                raise self.refuse_request(
+                    f"Token ID {token} out of vocabulary range [0, {self.tokenizer.size})"
+                )
+        if body.top_k < 0:
+            raise self.refuse_request(f"top_k must be non-negative, got {body.top_k}")
+        super().read_common(ask, body)
+
+    # -------------------------------------------------------------------------------------- its shapes
+
+    def speaks_now(self, choice: Choice, piece: Piece) -> bool:
+        # Chunks with empty content happen: a token was made and no character is complete.
+        return (
+            piece.number % self.options.stream_interval == 0 or piece.ending is not None or piece.number == 1
+        )
+
+    def opening(self, ask: Ask, index: int) -> bytes:
+        choice = {"index": index, "delta": {"role": "assistant"}}
+        return b"data: " + json_body({**self.head(ask, chunk=True), "choices": [choice]}) + b" \n\n"
+
+    def chunk(self, ask: Ask, index: int, choice: Choice) -> dict[str, Any]:
+        logprobs = self.logprobs(ask, choice)
+        body: dict[str, Any]
+        if ask.chat:  # null keys are left out
+            body = {"index": index, "delta": {"content": choice.text, "reasoning_content": ""}}
+            if logprobs is not None:
+                body["logprobs"] = logprobs
+            if choice.finish_reason is not None:
+                body["finish_reason"] = choice.finish_reason
+            if choice.stopped_by is not None:
+                body["stop_reason"] = choice.stopped_by
+            return {**self.head(ask, chunk=True), "choices": [body]}
+        body = {
+            "index": index, "text": choice.text, "token_ids": None, "logprobs": logprobs,
+            "context_logits": None, "finish_reason": choice.finish_reason, "stop_reason": choice.stopped_by,
+            "disaggregated_params": None, "avg_decoded_tokens_per_iter": None,
+        }  # fmt: skip
+        return {**self.head(ask, chunk=True), "choices": [body], "usage": None}
+
+    def whole(self, ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
+        bodies: list[dict[str, Any]] = []
+        for index, choice in enumerate(choices):
+            body: dict[str, Any] = {"index": index}
+            if ask.chat:
+                body["message"] = {
+                    "role": "assistant", "content": choice.text, "reasoning_content": "", "reasoning": None,
+                    "tool_calls": [],
+                }  # fmt: skip
+            else:
+                body |= {"text": choice.text, "token_ids": None, "context_logits": None}
+            body |= {
+                "logprobs": self.logprobs(ask, choice), "finish_reason": choice.finish_reason,
+                "stop_reason": choice.stopped_by, "mm_embedding_handle": None, "disaggregated_params": None,
+                "avg_decoded_tokens_per_iter": 1.0,
+            }  # fmt: skip
+            bodies.append(body)
+        return {
+            **self.head(ask, chunk=False), "choices": bodies, "usage": self.usage(ask, choices),
+            "prompt_token_ids": None, "prompt_token_ids_b64": None,
+        }  # fmt: skip
+
+    def usage(self, ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
+        return {**super().usage(ask, choices), "prompt_tokens_details": {"cached_tokens": 0}}
+
+    # --------------------------------------------------------------------------------------- the rest
+
+    def model_card(self) -> dict[str, Any]:
+        # No limit is told anywhere.
+        return {
+            "id": self.options.model, "object": "model", "created": 1_750_784_198, "owned_by": "tensorrt_llm",
+        }  # fmt: skip
+
+    async def health_generate(self, exchange: Exchange) -> web.StreamResponse:
+        """Makes one token, behind whatever waits."""
+        prompt = self.tokenizer.encode("hi", add_special_tokens=True)
+        self.submit(exchange, Ask(uuid.uuid4().hex, False, self.options.model, [prompt], max_tokens=1))
+        while await exchange.output.next():
+            pass
+        return web.Response(text="Generation health check OK")
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Iterations since the last reader came; without any it waits before it says so."""
+        steps = self.host.steps
+        if not steps:
+            await asyncio.sleep(self.options.idle_metrics_s)
+        statistics = [self.iteration(step) for step in steps]
+        steps.clear()
+        return json_response(statistics)
+
+    def iteration(self, step: Step) -> dict[str, Any]:
+        blocks = self.host.profile.kv_tokens // _TOKENS_PER_BLOCK
+        used = min(blocks, -(-step.kv_used // _TOKENS_PER_BLOCK))
+        engine = self.host.live.statistics()
+        return {
+            "iter": step.number,
+            "iterLatencyMS": step.duration * 1e3,
+            "timestamp": f"{step.end:.6f}",
+            "numActiveRequests": engine.running,
+            "numQueuedRequests": engine.waiting,
+            "numCompletedRequests": len(step.finished),
+            "maxNumActiveRequests": self.host.profile.max_sequences,
+            "gpuMemUsage": 76_665_782_272,
+            "kvCacheStats": {
+                "allocNewBlocks": 0,
+                "allocTotalBlocks": used,
+                "cacheHitRate": 0.0,
+                "freeNumBlocks": blocks - used,
+                "maxNumBlocks": blocks,
+                "missedBlocks": 0,
+                "reusedBlocks": 0,
+                "tokensPerBlock": _TOKENS_PER_BLOCK,
+                "usedNumBlocks": used,
+            },
+            "inflightBatchingStats": {
+                "avgNumDecodedTokensPerIter": 1.0,
+                "microBatchId": 0,
+                "numContextRequests": len(step.produced) - step.decoding,
+                "numCtxTokens": step.prompt_tokens,
+                "numGenRequests": step.decoding,
+                "numPausedRequests": len(step.preempted),
+                "numScheduledRequests": len(step.produced),
+            },
+        }

@@ -1,0 +1,116 @@
+"""What engines that take and give one text have in common: Triton's classic models, TGI's native routes.
+
+They know no messages, tools or choices. `first_refusal` names the first OpenAI field that such an engine
+cannot honour; `plain_text` is the prompt. `VisibleText` is the text of a choice as a client may see it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from backends.contract import Delta, FinishReason, GenerateRequest, Prompt, Unsupported
+from backends.stopping import StopCutter
+
+__all__ = ["EVENTS_AFTER_STOP", "VisibleText", "first_refusal", "plain_text"]
+
+EVENTS_AFTER_STOP = 4
+"""Events read behind a stop string for the engine's own end and its counts, before we end the answer."""
+
+
+def plain_text(request: GenerateRequest) -> str:
+    """The rendered chat or the only prompt. Raises ValueError for what `first_refusal` does not let pass."""
+    if request.rendered is not None:
+        return request.rendered
+    if (text := _only_text(request.prompt)) is None:
+        raise ValueError("neither rendered messages nor one text prompt")
+    return text
+
+
+def _only_text(prompt: Prompt | None) -> str | None:
+    """`prompt` if it is one text, also as a list of one."""
+    only: object = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
+    return only if isinstance(only, str) else None
+
+
+_REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("tools", bool, "This engine takes plain text and cannot call tools."),
+    ("functions", bool, "This engine takes plain text and cannot call functions."),
+    ("logprobs", lambda value: value is not False, "This engine gives no log probabilities."),
+    ("top_logprobs", bool, "This engine gives no log probabilities."),
+    ("logit_bias", bool, "This engine cannot bias tokens."),
+    ("best_of", lambda value: value != 1, "This engine cannot choose the best of several answers."),
+    ("echo", bool, "This engine cannot repeat the prompt."),
+    ("suffix", bool, "This engine cannot insert text before a suffix."),
+    ("audio", bool, "This engine gives text only."),
+)
+
+
+def first_refusal(request: GenerateRequest) -> Unsupported | None:
+    """The first field that no engine of this sort can honour, or None."""
+    if request.n != 1:
+        return Unsupported("n", "This engine gives one choice for each request.")
+    if request.prompt is not None and _only_text(request.prompt) is None:
+        return Unsupported("prompt", "This engine takes one prompt, as text.")
+    for message in request.messages or ():
+        content = message.get("content")
+        if isinstance(content, list) and any(not _is_text_part(part) for part in content):
+            return Unsupported("messages", "This engine takes text parts only.")
+    for field, asks, message_text in _REFUSED:
+        value = request.parameters.get(field)
+        if value is not None and asks(value):
+            return Unsupported(field, message_text)
+    return None
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, str) or (isinstance(part, Mapping) and part.get("type") in ("text", "refusal"))
+
+
+class VisibleText:
+    """The text of a single choice, cut at its stop strings; pieces in, deltas out."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._cutter = StopCutter(stops)
+        self._tokens = 0
+        self._after_stop = 0
+
+    @property
+    def stopped(self) -> bool:
+        return self._cutter.stopped
+
+    def add(self, piece: str, tokens: int) -> Delta | None:
+        """A piece and the output tokens behind it. The delta that finds a stop string ends the choice."""
+        if self.stopped:
+            return None
+        text = self._cutter.feed(piece)
+        self._tokens += tokens
+        reason = self._reason(None)
+        return self._delta(text, reason) if text or reason else None
+
+    def end(self, reason: FinishReason) -> Delta | None:
+        """The rest, with `reason` unless a stop string is in it. None where a stop string has ended it."""
+        if self.stopped:
+            return None
+        text = self._cutter.flush()
+        return self._delta(text, self._reason(reason))
+
+    def whole(self, text: str, tokens: int, reason: FinishReason, *, echo: str = "") -> Delta:
+        """All of it at once. `echo` is text before it that is shown but not searched for stop strings."""
+        visible = self._cutter.feed(text) + self._cutter.flush()
+        return Delta(text=echo + visible, finish_reason=self._reason(reason), tokens=tokens)
+
+    def abandon(self) -> Delta | None:
+        """The rest of a text that will not end well."""
+        text = "" if self.stopped else self._cutter.flush()
+        return self._delta(text, None) if text else None
+
+    def has_waited_enough(self) -> bool:
+        """Count an event behind the stop string; whether there have been enough of them."""
+        self._after_stop += 1
+        return self._after_stop >= EVENTS_AFTER_STOP
+
+    def _reason(self, reason: FinishReason | None) -> FinishReason | None:
+        return "stop" if self._cutter.stopped else reason
+
+    def _delta(self, text: str, reason: FinishReason | None) -> Delta:
+        tokens, self._tokens = self._tokens, 0
+        return Delta(text=text, finish_reason=reason, tokens=tokens)

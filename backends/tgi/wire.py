@@ -1,0 +1,306 @@
+"""TGI's native routes, /generate and /generate_stream, on the wire.
+
+The native routes tell more than the Messages API: the finish reason in its own words, special tokens marked,
+counts in streams, and never a silent second generation. They take text, so the gateway renders the chat
+template; TGI puts special tokens (a BOS) before it. Shapes and texts: router/src/lib.rs, server.rs and
+validation.rs of text-generation-inference.
+
+Two things of theirs are not for clients: special tokens, and the stop sequence, which stays in the text. A
+stream ends with the event that holds `generated_text`; there is no `[DONE]`. Every error of a stream comes
+with status 200, as an event.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from backends.contract import (
+    Delta,
+    ErrorKind,
+    FinishReason,
+    GenerateRequest,
+    HttpRequest,
+    Unsupported,
+    Usage,
+)
+from backends.decoding import (
+    AnswerDecoder,
+    EngineWords,
+    engine_words,
+    kind_of_status,
+    lenient_json,
+    says_too_long,
+    token_count,
+)
+from backends.headers import json_headers
+from backends.openai_dialect import OpenAiDecoder
+from backends.text_engines import VisibleText, first_refusal, plain_text
+
+__all__ = ["BASE_MODEL", "TgiDecoder", "classify", "encode", "messages_decoder", "unsupported"]
+
+BASE_MODEL = "tgi"
+"""The model name that means no LoRA adapter; any other is sent as `adapter_id`, as its Messages API does."""
+
+# ---------------------------------------------------------------------------------------------- requests
+
+
+def unsupported(request: GenerateRequest, *, max_stop_sequences: int) -> Unsupported | None:
+    """The first field that /generate has nothing for, or a value that it would refuse."""
+    if (refusal := first_refusal(request)) is not None:
+        return refusal
+    if len(request.stop) > max_stop_sequences:
+        return Unsupported("stop", f"This engine takes at most {max_stop_sequences} stop sequences.")
+    for name, (low, high) in _RANGES.items():
+        value = request.parameters.get(name)
+        if value is not None and not _is_within(value, low, high):
+            return Unsupported(name, f"This engine cannot take this value of {name}.")
+    for name in ("top_k", "seed"):
+        value = request.parameters.get(name)
+        if value is not None and type(value) is not int:
+            return Unsupported(name, f"This engine takes a whole number as {name}.")
+    response_format = request.parameters.get("response_format")
+    if _is_constrained(response_format) and _grammar(response_format) is None:
+        return Unsupported("response_format", "This engine needs a JSON schema with properties, or a regex.")
+    return None
+
+
+_RANGES = {
+    "temperature": (0.0, 1e9),
+    "top_p": (0.0, 1.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repetition_penalty": (1e-9, 1e9),
+    "typical_p": (0.0, 1.0),
+}
+
+
+def _is_within(value: Any, low: float, high: float) -> bool:
+    return type(value) in (int, float) and low <= value <= high
+
+
+def encode(request: GenerateRequest) -> HttpRequest:
+    """`request` for /generate or /generate_stream."""
+    given: dict[str, Any] = {
+        name: value
+        for name, (low, high) in _RANGES.items()
+        if _is_within(value := request.parameters.get(name), low, high)
+    }
+    # As TGI's Messages API: sample at temperature 1 unless the client asks for 0. Without do_sample the
+    # native route would be greedy by default.
+    greedy = given.get("temperature") == 0 or given.get("top_p") == 0
+    parameters: dict[str, Any] = {"details": True, "return_full_text": False, "do_sample": not greedy}
+    if request.max_tokens is not None:
+        parameters["max_new_tokens"] = request.max_tokens
+    if not greedy:
+        if "temperature" in given:
+            parameters["temperature"] = given["temperature"]
+        for name in ("top_p", "typical_p"):
+            if name in given and 0 < given[name] < 1:  # TGI refuses 0 and 1, and 1 is off
+                parameters[name] = given[name]
+        top_k = request.parameters.get("top_k")
+        if type(top_k) is int and 0 < top_k < 2**31:  # 0 and -1 mean off elsewhere, and are refused here
+            parameters["top_k"] = top_k
+    for name in ("frequency_penalty", "repetition_penalty"):
+        if name in given:
+            parameters[name] = given[name]
+    seed = request.parameters.get("seed")
+    if type(seed) is int and -(2**63) <= seed < 2**64:
+        parameters["seed"] = seed & (2**64 - 1)  # unsigned; any one-to-one mapping keeps it a seed
+    if stops := [stop for stop in request.stop if stop]:
+        parameters["stop"] = stops
+    if (grammar := _grammar(request.parameters.get("response_format"))) is not None:
+        parameters["grammar"] = grammar
+    if request.model != BASE_MODEL:
+        parameters["adapter_id"] = request.model
+    body = {"inputs": plain_text(request), "parameters": parameters}
+    path = "/generate_stream" if request.stream else "/generate"
+    return HttpRequest("POST", path, json_headers(request), msgspec.json.encode(body))
+
+
+def _is_constrained(response_format: Any) -> bool:
+    if response_format is None:
+        return False
+    return not (isinstance(response_format, Mapping) and response_format.get("type") == "text")
+
+
+def _grammar(response_format: Any) -> dict[str, Any] | None:
+    """TGI's `grammar` for OpenAI's `response_format`; None where it has none.
+
+    TGI wants a schema with `properties` at its top, so `json_object` without a schema cannot be had.
+    """
+    if not isinstance(response_format, Mapping):
+        return None
+    value = response_format.get("value")
+    match response_format.get("type"):
+        case "json_schema":
+            wrapper = response_format.get("json_schema")
+            schema = wrapper.get("schema") if isinstance(wrapper, Mapping) else None
+            return _json_grammar(schema)
+        case "json_object" | "json":
+            return _json_grammar(value)
+        case "regex" if isinstance(value, str):
+            return {"type": "regex", "value": value}
+        case _:
+            return None
+
+
+def _json_grammar(schema: Any) -> dict[str, Any] | None:
+    if isinstance(schema, Mapping) and isinstance(schema.get("properties"), Mapping):
+        return {"type": "json", "value": schema}
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+_KIND_OF_ERROR_TYPE = {
+    "overloaded": ErrorKind.OVERLOADED,
+    "validation": ErrorKind.CLIENT,
+    "template_error": ErrorKind.CLIENT,
+    "missing_template_variable": ErrorKind.CLIENT,
+    "tool_error": ErrorKind.CLIENT,
+    "generation": ErrorKind.ENGINE,
+    "incomplete_generation": ErrorKind.ENGINE,
+    "incomplete_generation_stream": ErrorKind.ENGINE,
+    "healthcheck": ErrorKind.ENGINE,
+}
+_KIND_OF_PREFIX = (
+    ("Model is overloaded", ErrorKind.OVERLOADED),
+    ("Request failed during generation", ErrorKind.ENGINE),
+    ("Incomplete generation", ErrorKind.ENGINE),
+)
+
+
+def classify(status: int | None, words: EngineWords) -> ErrorKind:
+    """TGI's error table, for native and OpenAI routes.
+
+    The latter's stream errors all name status 422, overload included, so the text goes before the status.
+    """
+    if says_too_long(words):
+        return ErrorKind.CONTEXT_LENGTH
+    if words.type in _KIND_OF_ERROR_TYPE:
+        return _KIND_OF_ERROR_TYPE[words.type]
+    for prefix, kind in _KIND_OF_PREFIX:
+        if words.message.startswith(prefix):
+            return kind
+    status = status or words.code
+    return ErrorKind.ENGINE if status == 424 else kind_of_status(status)
+
+
+def messages_decoder(choices: int = 1) -> OpenAiDecoder:
+    """A decoder for TGI's OpenAI routes: OpenAI's shapes, TGI's errors."""
+    return OpenAiDecoder(choices, classify)
+
+
+# ----------------------------------------------------------------------------------------------- answers
+
+
+class TgiDecoder(AnswerDecoder):
+    """Answers of /generate and /generate_stream.
+
+    `echoes`: `return_full_text` was asked for, so a whole answer begins with the prompt, which stays and in
+    which no stop string is looked for.
+    """
+
+    def __init__(self, *, stops: Sequence[str], echoes: bool = False) -> None:
+        super().__init__(classify)
+        self._stops = tuple(stops)
+        self._echoes = echoes
+        self._text = VisibleText(stops)
+        self._prompt_tokens: int | None = None
+
+    def head(self, status: int, headers: Mapping[str, str]) -> None:
+        super().head(status, headers)
+        told = headers.get("x-prompt-tokens", "")  # the only place where a whole answer tells it
+        self._prompt_tokens = int(told) if told.isascii() and told.isdigit() and len(told) < 10 else None
+
+    def read_event(self, data: bytes, raw: bytes) -> None:
+        event = self._parse(data)
+        if event is None:
+            return
+        token = event.get("token")
+        if isinstance(token, dict) and token.get("special") is not True:
+            piece = token.get("text")
+            self._emit(self._text.add(piece if isinstance(piece, str) else "", tokens=1))
+        if isinstance(event.get("generated_text"), str):
+            details = event.get("details")
+            self._emit(
+                self._text.end(_reason(details.get("finish_reason") if isinstance(details, dict) else None))
+            )
+            self._end_well(details)
+        elif self._text.stopped and self._text.has_waited_enough():
+            self.finish()
+
+    def read_document(self, data: bytes) -> None:
+        answer = self._parse(data)
+        if answer is None:
+            return
+        text = answer.get("generated_text")
+        if not isinstance(text, str):
+            self.fail(ErrorKind.ENGINE, "an answer without generated_text")
+            return
+        details = answer.get("details")
+        tokens = token_count(details.get("generated_tokens")) if isinstance(details, dict) else None
+        echo = _echo(text, details) if self._echoes else ""
+        reason = _reason(details.get("finish_reason") if isinstance(details, dict) else None)
+        self.emit(self._text.whole(text[len(echo) :], tokens or 0, reason, echo=echo))
+        self._end_well(details)
+
+    def stream_ended(self) -> None:
+        if self._text.stopped:
+            self.finish()  # all that the client may see has come
+        else:
+            self.fail(ErrorKind.ENGINE, "the stream ended without generated_text")
+
+    def before_failure(self) -> None:
+        self._emit(self._text.abandon())
+
+    def _parse(self, data: bytes) -> dict[str, Any] | None:
+        """The event or answer; None if there is none, which has been told as a failure or as the end."""
+        try:
+            value = lenient_json(data)
+        except ValueError:
+            value = None
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]  # the compatibility route wraps its answer in a list
+        if not isinstance(value, dict):
+            self.fail(ErrorKind.ENGINE, f"not a JSON answer: {data[:200]!r}")
+            return None
+        words = engine_words(value)
+        if words is None:
+            return value
+        if self._text.stopped:
+            self.finish()  # the client's answer was whole before the engine failed
+        else:
+            self.fail_with(words)
+        return None
+
+    def _emit(self, delta: Delta | None) -> None:
+        if delta is not None:
+            self.emit(delta)
+
+    def _end_well(self, details: Any) -> None:
+        details = details if isinstance(details, dict) else {}
+        input_length = token_count(details.get("input_length"))
+        prompt_tokens = self._prompt_tokens if input_length is None else input_length
+        completion_tokens = token_count(details.get("generated_tokens"))
+        if prompt_tokens is not None or completion_tokens is not None:
+            self.emit(Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens))
+        self.finish()
+
+
+def _reason(word: Any) -> FinishReason:
+    """TGI's words are length, eos_token and stop_sequence."""
+    return "length" if word == "length" else "stop"
+
+
+def _echo(text: str, details: Any) -> str:
+    """The prompt at the beginning of `text`: what stands before the text of the generated tokens."""
+    tokens = details.get("tokens") if isinstance(details, dict) else None
+    if not isinstance(tokens, list):
+        return ""
+    generated = "".join(
+        token["text"]
+        for token in tokens
+        if isinstance(token, dict) and token.get("special") is not True and isinstance(token.get("text"), str)
+    )
+    return text.removesuffix(generated) if generated else text

@@ -1,0 +1,486 @@
+"""Triton's generate extension, with the classic TensorRT-LLM tensors, on the wire.
+
+The models are `ensemble` and `tensorrt_llm_bls` of tensorrtllm_backend. Requests are flat JSON in which each
+key is an input tensor. Triton is exact about types and vague about faults: `16.0` or null for an INT32 is a
+500, an INT32 out of range wraps, an unknown scalar is silently ignored, an unknown list is a 400
+(docs/protocol/extension_generate.md, and tried on 2.51). So tensors are cast here, and what has no tensor is
+never sent.
+
+Answers have no end marker and no finish reason. A stream is complete when its body ends cleanly after one
+event or more. The reason is derived: a stop string was found -> stop; as many output tokens as asked ->
+length; else stop.
+
+Text comes in three ways (`text_mode`), and the metadata does not tell which:
+
+    delta        each event holds new text (`ensemble`; `tensorrt_llm_bls` as shipped)
+    cumulative   each event holds all text so far (`tensorrt_llm_bls` with accumulate_tokens); its tail may
+                 be U+FFFD until a character is whole, and may change
+    auto         decided by the first events, see `_Undecided`
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+from urllib.parse import quote
+
+import msgspec
+
+from backends.contract import (
+    Delta,
+    ErrorKind,
+    FinishReason,
+    GenerateRequest,
+    HttpRequest,
+    Unsupported,
+    Usage,
+)
+from backends.decoding import (
+    AnswerDecoder,
+    EngineWords,
+    engine_words,
+    kind_of_status,
+    lenient_json,
+    says_too_long,
+    token_count,
+)
+from backends.headers import json_headers
+from backends.text_engines import VisibleText, first_refusal, plain_text
+
+__all__ = ["DEFAULT_MAX_TOKENS", "TextMode", "TritonDecoder", "classify", "encode", "unsupported"]
+
+TextMode = Literal["delta", "cumulative", "auto"]
+
+DEFAULT_MAX_TOKENS = 1024
+"""Sent where nobody names a bound: the tensor is required."""
+
+# ---------------------------------------------------------------------------------------------- requests
+
+_INT32_MAX = 2**31 - 1
+_FP32_MAX = 3.4028234663852886e38
+
+
+def _int32(value: Any) -> int | None:
+    """A whole number that fits the tensor, or None. Triton does not check the range: it wraps."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) is int and 0 <= value <= _INT32_MAX:  # negative ones end 1.0-era TensorRT-LLM (#6329)
+        return value
+    return None
+
+
+def _uint64(value: Any) -> int | None:
+    """A seed: OpenAI's may be negative, and any one-to-one mapping keeps it a seed."""
+    return value & (2**64 - 1) if type(value) is int and -(2**63) <= value < 2**64 else None
+
+
+def _fp32(value: Any) -> float | int | None:
+    is_number = type(value) in (int, float)
+    return value if is_number and abs(value) <= _FP32_MAX else None  # NaN compares false
+
+
+def _text_list(value: Any) -> list[str] | None:
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) and text for text in texts):
+        return list(texts)
+    return None
+
+
+_TENSORS = {
+    "temperature": _fp32,
+    "top_p": _fp32,
+    "top_k": _int32,
+    "repetition_penalty": _fp32,
+    "presence_penalty": _fp32,
+    "frequency_penalty": _fp32,
+    "length_penalty": _fp32,
+    "min_tokens": _int32,
+    "seed": _uint64,
+    "bad_words": _text_list,
+}
+"""Parameters that have a tensor of the same name and meaning."""
+
+
+def unsupported(request: GenerateRequest, *, guided_decoding: bool) -> Unsupported | None:
+    """The first field without a tensor, or with a value that does not fit its tensor."""
+    if (refusal := first_refusal(request)) is not None:
+        return refusal
+    for name, cast in _TENSORS.items():
+        value = request.parameters.get(name)
+        if value is not None and value != [] and cast(value) is None:
+            return Unsupported(name, f"This engine cannot take this value of {name}.")
+    response_format = request.parameters.get("response_format")
+    if _is_constrained(response_format) and not (guided_decoding and _guide(response_format)):
+        return Unsupported("response_format", "This engine cannot constrain its output in this way.")
+    return None
+
+
+def encode(request: GenerateRequest, *, guided_decoding: bool) -> HttpRequest:
+    """`request` as tensors, for `generate` or `generate_stream`."""
+    tensors: dict[str, Any] = {
+        "id": request.request_id,
+        "text_input": plain_text(request),
+        "max_tokens": min(max_tokens_sent(request), _INT32_MAX),
+        "stream": request.stream,
+        "exclude_input_in_output": True,
+        "return_num_input_tokens": True,
+        "return_num_output_tokens": True,
+    }
+    for name, cast in _TENSORS.items():
+        if (value := cast(request.parameters.get(name))) is not None:
+            tensors[name] = value
+    if tensors.get("temperature") == 0 or tensors.get("top_p") == 0:
+        # Greedy is top_k 1 in TensorRT-LLM; some versions refuse a temperature of 0.
+        tensors.pop("temperature", None)
+        tensors.pop("top_p", None)
+        tensors["top_k"] = 1
+    elif "top_p" not in tensors:
+        # OpenAI's default, told because with neither top_k nor top_p this engine is greedy, whatever the
+        # temperature (cpp/tensorrt_llm/kernels/samplingTopPKernels.cu: k == 0 and p == 0 -> k = 1).
+        tensors["top_p"] = 1.0
+    if stops := [stop for stop in request.stop if stop]:
+        tensors["stop_words"] = stops
+    if guided_decoding and (guide := _guide(request.parameters.get("response_format"))):
+        tensors.update(guide)
+    route = "generate_stream" if request.stream else "generate"
+    return HttpRequest(
+        "POST",
+        f"/v2/models/{quote(request.model, safe='')}/{route}",
+        json_headers(request),
+        msgspec.json.encode(tensors),
+    )
+
+
+def max_tokens_sent(request: GenerateRequest) -> int:
+    """The bound on output tokens that goes to the engine."""
+    return DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+
+
+def _is_constrained(response_format: Any) -> bool:
+    if response_format is None:
+        return False
+    return not (isinstance(response_format, Mapping) and response_format.get("type") == "text")
+
+
+def _guide(response_format: Any) -> dict[str, str] | None:
+    """The guided_decoding tensors for `response_format` (tensorrtllm_backend docs/guided_decoding.md)."""
+    if not isinstance(response_format, Mapping):
+        return None
+    if response_format.get("type") == "json_object":
+        return {"guided_decoding_guide_type": "json"}
+    wrapper = response_format.get("json_schema")
+    if response_format.get("type") == "json_schema" and isinstance(wrapper, Mapping):
+        schema = wrapper.get("schema")
+        if isinstance(schema, Mapping):
+            guide = msgspec.json.encode(schema).decode()
+            return {"guided_decoding_guide_type": "json_schema", "guided_decoding_guide": guide}
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+_REQUEST_ID = r"(?:\[request id: [^\]]{0,200}\] )?"
+_CLIENT_FAULT = re.compile(  # anchored: a traceback may quote any of these
+    _REQUEST_ID
+    + r"(?:failed to parse the request JSON|Unable to parse|parameter '[^']{0,200}' has invalid type"
+    r"|attempt to access JSON|expected number of inputs|unexpected inference input|unexpected shape"
+    r"|unexpected data-?type|unable to find|input '[^']{0,200}' (?:batch size does not match|has)"
+    r"|Input '[^']{0,200}'|missing|unexpected (?:explicit tensor|total byte size))",
+)
+_UNSUPPORTED = re.compile(
+    r"doesn't support models with decoupled|expects model to produce exactly 1 response"
+)
+_NOT_FOUND = re.compile(
+    r"Request for unknown model|has no available versions|Model version not ready|is not ready"
+)
+_OVERLOADED = re.compile(r"Exceeds maximum queue size|Request timeout expired", re.IGNORECASE)
+
+
+def classify(status: int | None, words: EngineWords) -> ErrorKind:
+    """Triton's error table.
+
+    The text goes first: a bad request is a 500, and whatever a model raises is a 400 (only INTERNAL,
+    NOT_FOUND, UNAVAILABLE and UNSUPPORTED have statuses of their own; src/http_server.cc).
+    """
+    text = words.message
+    if says_too_long(words):
+        return ErrorKind.CONTEXT_LENGTH
+    if _OVERLOADED.search(text):
+        return ErrorKind.OVERLOADED
+    if text.startswith("Traceback"):
+        return ErrorKind.ENGINE
+    if _CLIENT_FAULT.match(text):
+        return ErrorKind.CLIENT
+    if _NOT_FOUND.search(text):
+        return ErrorKind.NOT_FOUND
+    if _UNSUPPORTED.search(text):
+        return ErrorKind.UNSUPPORTED
+    return ErrorKind.ENGINE if status in (400, 422) else kind_of_status(status)
+
+
+# ----------------------------------------------------------------------------------------- text of streams
+
+
+class _Reader(Protocol):
+    """Makes new text of the `text_output` of successive events."""
+
+    def read(self, piece: str) -> tuple["_Reader", str]:
+        """The reader for the next event, and the text that is new for certain."""
+
+    def rest(self) -> str:
+        """At the end: what was held back."""
+
+
+_REPLACEMENT = "\ufffd"
+
+
+class _Deltas:
+    def read(self, piece: str) -> tuple[_Reader, str]:
+        return self, piece
+
+    def rest(self) -> str:
+        return ""
+
+
+class _Cumulative:
+    """All text so far in each event; given out once, up to characters that may still change."""
+
+    def __init__(self, given: str = "", latest: str = "") -> None:
+        self._given = given
+        self._latest = latest
+
+    def read(self, piece: str) -> tuple[_Reader, str]:
+        if not piece:  # a last event may be empty; text is never taken back
+            return self, ""
+        self._latest = piece
+        return self, self._new(piece.rstrip(_REPLACEMENT))
+
+    def rest(self) -> str:
+        return self._new(self._latest)
+
+    def _new(self, text: str) -> str:
+        """What `text` holds behind the beginning that it shares with what was given.
+
+        What was given cannot be taken back. Where the engine changed it, the text goes on from the change: a
+        few characters may be seen twice, none is lost.
+        """
+        common = _common_length(self._given, text)
+        if common == len(text):  # nothing new, or shorter for now
+            return ""
+        self._given = text
+        return text[common:]
+
+
+def _common_length(one: str, other: str) -> int:
+    """How many characters the two begin with alike."""
+    if other.startswith(one):
+        return len(one)
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
+
+
+class _Undecided:
+    """Deltas or cumulative? Gives out what is right either way, until an event decides.
+
+    An event that does not begin with the one before it can only be a delta. One that does, and is longer, is
+    taken as cumulative, unless the one before is too short to prove anything ("\\n", "\\n\\n"; "a", "aa").
+    An equal one proves nothing. At the end, a text that grew was cumulative; one that only repeated itself
+    was deltas.
+    """
+
+    _PROOF_CHARACTERS = 2
+
+    def __init__(self) -> None:
+        self._pieces = ""  # all text, if these are deltas
+        self._latest = ""  # all text, if they are cumulative
+        self._given = ""
+        self._grew = False
+
+    def read(self, piece: str) -> tuple[_Reader, str]:
+        if not piece:
+            return self, ""
+        before = self._latest.rstrip(_REPLACEMENT)
+        is_first = not self._pieces
+        self._pieces += piece
+        if not is_first and not piece.startswith(before):
+            return _Deltas(), self._pieces[len(self._given) :]
+        grew = not is_first and len(piece.rstrip(_REPLACEMENT)) > len(before)
+        self._grew |= grew
+        self._latest = piece
+        if grew and len(before.strip()) >= self._PROOF_CHARACTERS:
+            return _Cumulative(self._given).read(piece)
+        certain = _common_length(self._pieces, piece.rstrip(_REPLACEMENT))
+        new = piece[len(self._given) : certain]
+        self._given += new
+        return self, new
+
+    def rest(self) -> str:
+        return (self._latest if self._grew else self._pieces)[len(self._given) :]
+
+
+def _reader(mode: TextMode) -> _Reader:
+    match mode:
+        case "delta":
+            return _Deltas()
+        case "cumulative":
+            return _Cumulative()
+        case "auto":
+            return _Undecided()
+
+
+# ----------------------------------------------------------------------------------------------- answers
+
+
+class TritonDecoder(AnswerDecoder):
+    """Answers of `generate` and `generate_stream`.
+
+    `max_tokens` is the bound that was sent; None: nothing is known, so no answer is cut short by `length`.
+    """
+
+    def __init__(self, *, stops: Sequence[str], max_tokens: int | None, text_mode: TextMode) -> None:
+        super().__init__(classify)
+        self._stops = tuple(stops)
+        self._max_tokens = max_tokens
+        self._reader = _reader(text_mode)
+        self._text = VisibleText(stops)
+        self._answered = False
+        self._counts = _Counts()
+
+    def read_event(self, data: bytes, raw: bytes) -> None:
+        output = self._parse(data)
+        if output is None:
+            return
+        piece = _single(output.get("text_output"))
+        if piece is not None and not isinstance(piece, str):
+            self.fail(ErrorKind.ENGINE, "a stream of several texts")
+            return
+        self._answered |= piece is not None
+        self._counts.read(output, has_text=bool(piece))
+        if self._text.stopped:
+            if self._text.has_waited_enough():
+                self._end_well()
+            return
+        if piece:
+            self._reader, new = self._reader.read(piece)
+            self._emit(self._text.add(new, tokens=1))
+
+    def read_document(self, data: bytes) -> None:
+        output = self._parse(data)
+        if output is None:
+            return
+        texts = output.get("text_output")
+        texts = texts if isinstance(texts, list) else [texts]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            self.fail(ErrorKind.ENGINE, "an answer without text_output")
+            return
+        self._counts.read(output, has_text=True)
+        told = self._counts.completion
+        reached = told if told is not None else _logprob_entries(output)
+        if len(texts) > 1:  # counts are told for all of them together
+            told = reached = None
+        for index, text in enumerate(texts):
+            delta = VisibleText(self._stops).whole(text, told or 0, self._reason(reached))
+            delta.index = index
+            self.emit(delta)
+        self._end_well()
+
+    def stream_ended(self) -> None:
+        if self._framer.pending:
+            self.fail(ErrorKind.ENGINE, "the stream ended inside an event")
+        elif not self._answered:
+            self.fail(ErrorKind.ENGINE, "the stream ended without an answer")
+        else:
+            if not self._text.stopped:
+                self._emit(self._text.add(self._reader.rest(), tokens=0))
+            self._emit(self._text.end(self._reason(self._counts.completion)))
+            self._end_well()
+
+    def before_failure(self) -> None:
+        if not self._text.stopped:
+            self._emit(self._text.add(self._reader.rest(), tokens=0))
+        self._emit(self._text.abandon())
+        self._emit_usage()
+
+    def _parse(self, data: bytes) -> dict[str, Any] | None:
+        """The output tensors; None if there are none, which has been told as a failure or as the end."""
+        try:
+            output = lenient_json(data)
+        except ValueError:
+            output = None
+        if not isinstance(output, dict):
+            self.fail(ErrorKind.ENGINE, f"not a JSON answer: {data[:200]!r}")
+            return None
+        words = engine_words(output)
+        if words is None:
+            return output
+        if self._text.stopped:
+            self._end_well()  # the client's answer was whole before the engine failed
+        else:
+            self.fail_with(words)
+        return None
+
+    def _reason(self, tokens: int | None) -> FinishReason:
+        if tokens is not None and self._max_tokens is not None and tokens >= self._max_tokens:
+            return "length"
+        return "stop"
+
+    def _emit(self, delta: Delta | None) -> None:
+        if delta is not None:
+            self.emit(delta)
+
+    def _emit_usage(self) -> None:
+        if (usage := self._counts.usage()) is not None:
+            self.emit(usage)
+
+    def _end_well(self) -> None:
+        self._emit_usage()
+        self.finish()
+
+
+class _Counts:
+    """Token counts of an answer.
+
+    `num_output_tokens` of an event is the total so far in some versions and the event's own in others. A
+    total is never below the number of events with text; an event's own soon is.
+    """
+
+    def __init__(self) -> None:
+        self._prompt: int | None = None
+        self._latest: int | None = None
+        self._sum = 0
+        self._events = 0
+
+    def read(self, output: Mapping[str, Any], *, has_text: bool) -> None:
+        if (prompt := _count(output.get("num_input_tokens"))) is not None:
+            self._prompt = prompt
+        if (latest := _count(output.get("num_output_tokens"))) is not None:
+            self._latest = latest
+            self._sum += latest
+            self._events += has_text
+
+    @property
+    def completion(self) -> int | None:
+        if self._latest is None:
+            return None
+        return self._latest if self._latest >= self._events else self._sum
+
+    def usage(self) -> Usage | None:
+        if self._prompt is None and self._latest is None:
+            return None
+        return Usage(prompt_tokens=self._prompt, completion_tokens=self.completion)
+
+
+def _single(value: Any) -> Any:
+    """The element of a tensor of one; Triton unwraps it unless the model is a batched one."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _count(value: Any) -> int | None:
+    """A count, or the sum of those of several sequences."""
+    if isinstance(value, list):
+        counts = [count for item in value if (count := token_count(item)) is not None]
+        return sum(counts) if counts else None
+    return token_count(value)
+
+
+def _logprob_entries(output: Mapping[str, Any]) -> int | None:
+    entries = output.get("output_log_probs")
+    return len(entries) if isinstance(entries, list) else None

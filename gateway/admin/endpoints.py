@@ -1,0 +1,136 @@
+"""The admin API, on its own listener: look at pools, replicas and requests; ask why.
+
+Every route wants the administrator's key.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from gateway.api.asgi import Receive, Scope, Send, header, send_json
+from gateway.api.reading import decode_body, read_call
+from gateway.api.receiving import check_media_type, read_body
+from gateway.call import Dialect
+from gateway.config.snapshot import ANONYMOUS, Pool, Tenant
+from gateway.errors import BadRequest
+from gateway.routing.explaining import explain
+from gateway.routing.router import choose_route
+from gateway.runtime import Runtime
+from gateway.telemetry.records import RecordBook, RequestRecord
+from gateway.tenants.authentication import Authenticator
+
+Handler = Callable[[Scope, Receive], Awaitable[Any]]
+
+
+class AdminEndpoint:
+    """Checks the administrator's key, then answers with what `handler` returns, as JSON."""
+
+    def __init__(
+        self, handler: Handler, runtime: Callable[[], Runtime], authenticator: Authenticator
+    ) -> None:
+        self._handler = handler
+        self._runtime = runtime
+        self._authenticator = authenticator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._authenticator.require_admin(self._runtime().snapshot, header(scope, b"authorization"))
+        await send_json(scope, send, 200, await self._handler(scope, receive))
+
+
+class AdminHandlers:
+    """What there is to see."""
+
+    def __init__(self, runtime: Callable[[], Runtime], book: RecordBook, clock: Callable[[], float]) -> None:
+        self._runtime = runtime
+        self._book = book
+        self._clock = clock
+
+    async def pools(self, scope: Scope, receive: Receive) -> Any:
+        runtime = self._runtime()
+        return {
+            "config": runtime.snapshot.hash,
+            "pools": [self._pool(runtime, pool) for pool in runtime.snapshot.pools.values()],
+        }
+
+    async def replicas(self, scope: Scope, receive: Receive) -> Any:
+        return {
+            "replicas": [
+                {"pool": pool, **asdict(ledger.statistics())} for pool, ledger in self._runtime().ledgers()
+            ]
+        }
+
+    async def requests(self, scope: Scope, receive: Receive) -> Any:
+        now = self._clock()
+        rows = [record.as_row(now) for record in self._book]
+        return {
+            "requests": [{k: v for k, v in row.items() if v is not None} for row in rows],
+            "accepted": self._book.accepted,
+            "outcomes": dict(self._book.outcomes),
+        }
+
+    async def quotas(self, scope: Scope, receive: Receive) -> Any:
+        return {"quotas": [asdict(row) for row in self._runtime().limiter.statistics()]}
+
+    async def explain(self, scope: Scope, receive: Receive) -> Any:
+        """`{"tenant": T, "dialect": "chat", "request": {an OpenAI body}}` -> where it would go and why.
+
+        `tenant` may be left out where authentication is off. A body that names a `model` itself is taken
+        for the request.
+        """
+        runtime = self._runtime()
+        check_media_type(scope)
+        asked = decode_body(await read_body(scope, receive, runtime.snapshot.server.max_body))
+        return await explain_request(runtime, asked, self._clock())
+
+    def _pool(self, runtime: Runtime, pool: Pool) -> dict[str, Any]:
+        queue = runtime.queues[pool.name]
+        return {
+            "pool": pool.name,
+            "engine": pool.engine,
+            "relay": pool.relay,
+            "upstream_stream": pool.upstream_stream,
+            "state": pool.state,
+            "serves": dict(pool.serves),
+            "limits": asdict(pool.limits),
+            "labels": dict(pool.labels),
+            "slo": asdict(pool.slo),
+            "queue": asdict(queue.statistics()),
+            "replicas": [asdict(ledger.statistics()) for ledger in queue.ledgers],
+        }
+
+
+async def explain_request(runtime: Runtime, asked: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """Explain the request in `asked`. Raises the error that the request itself would get."""
+    body = asked.get("request", asked if "model" in asked else None)
+    if not isinstance(body, dict):
+        raise BadRequest("'request' must hold the body of a chat or completions request.", param="request")
+    default: Dialect = "completions" if "prompt" in body else "chat"
+    dialect = asked.get("dialect", default)
+    if dialect not in ("chat", "completions"):
+        raise BadRequest("'dialect' is `chat` or `completions`.", param="dialect")
+    call = read_call(
+        {
+            name: value
+            for name, value in body.items()
+            if body is not asked or name not in ("tenant", "dialect")
+        },
+        dialect=dialect,
+        call_id="explain",
+        snapshot=runtime.snapshot,
+        tenant=_tenant(runtime, asked.get("tenant")),
+        key_id=None,
+        received=now,
+    )
+    pipeline = runtime.pipeline
+    record = RequestRecord(RecordBook(), "explain", "POST", "/admin/routes/explain", now)
+    estimate = await pipeline.estimate(call, record)
+    return explain(call, estimate, choose_route(runtime.snapshot, call, estimate), runtime.queues)
+
+
+def _tenant(runtime: Runtime, name: object) -> Tenant:
+    tenants = runtime.snapshot.tenants
+    if name is None and runtime.snapshot.server.authentication == "off":
+        return tenants.get(ANONYMOUS.name, ANONYMOUS)
+    if not isinstance(name, str) or name not in tenants:
+        raise BadRequest(f"'tenant' must be one of {', '.join(tenants) or 'none'}.", param="tenant")
+    return tenants[name]

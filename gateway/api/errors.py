@@ -1,0 +1,85 @@
+"""Errors on the wire: the one place where a GatewayError becomes a status, headers and a body."""
+
+import logging
+import math
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from gateway.api.asgi import App, Receive, Scope, Send, send_json
+from gateway.errors import ClientGone, GatewayError, MethodNotAllowed, NoSuchRoute
+from gateway.telemetry.records import RequestRecord
+
+log = logging.getLogger("headgate.api")
+
+
+def error_body(error: GatewayError) -> dict[str, Any]:
+    """OpenAI's error envelope."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def error_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:
+    """What SDKs obey: when to come back, or not to."""
+    headers: list[tuple[bytes, bytes]] = []
+    if error.hopeless:
+        headers.append((b"x-should-retry", b"false"))
+    elif error.retry_after is not None:
+        headers.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))
+        headers.append((b"retry-after-ms", str(math.ceil(error.retry_after * 1000)).encode()))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers
+
+
+class ErrorRing:
+    """Answers for everything that the rooms inside raise, as long as nothing has been sent."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def watched_send(message: Any) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        record: RequestRecord | None = scope.get("headgate.record")
+        try:
+            await self._app(scope, receive, watched_send)
+            return
+        except GatewayError as raised:
+            error = raised
+        except HTTPException as raised:
+            error = (
+                MethodNotAllowed(f"This route does not take {scope['method']}.")
+                if raised.status_code == 405
+                else NoSuchRoute(f"There is no route {scope['path'][:200]}.")
+            )
+        except ClientGone:
+            if record is not None:
+                record.status, record.error_code = 499, "client_closed"
+                record.finish("cancelled")
+            return
+        except Exception:
+            # A fault of ours. The client learns that much; the log has the rest.
+            log.exception("unexpected error")
+            error = GatewayError("The gateway failed to handle this request.", code="internal_error")
+        if record is not None and record.error_code is None:
+            record.error_code = error.code
+        if started:
+            if record is not None:
+                record.finish("failed")
+            raise error
+        await send_json(scope, send, error.status, error_body(error), error_headers(error))

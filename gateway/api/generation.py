@@ -1,0 +1,69 @@
+"""`POST /v1/chat/completions` and `POST /v1/completions`."""
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.api.asgi import Receive, Scope, Send, header
+from gateway.api.reading import decode_body, read_call
+from gateway.api.receiving import DisconnectWatch, check_media_type, read_body
+from gateway.api.replies import StreamReply, WholeReply
+from gateway.call import Dialect
+from gateway.errors import Unavailable
+from gateway.runtime import Runtime
+from gateway.telemetry.records import RequestRecord
+from gateway.tenants.authentication import Authenticator
+
+
+class GenerationEndpoint:
+    """Steps 1 and 2 of a request's way (receive, read); the pipeline does the rest."""
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        runtime: Callable[[], Runtime],
+        authenticator: Authenticator,
+        draining: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self._dialect = dialect
+        self._runtime = runtime
+        self._authenticator = authenticator
+        self._draining = draining
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record: RequestRecord = scope["headgate.record"]
+        runtime = self._runtime()  # one snapshot for the whole way
+        tenant, key = self._authenticator.tenant(runtime.snapshot, header(scope, b"authorization"))
+        record.tenant = tenant.name
+        record.key_id = key.id if key is not None else None
+        if self._draining():
+            raise Unavailable("The gateway is shutting down.", reason="draining")
+        check_media_type(scope)
+        body = await read_body(scope, receive, runtime.snapshot.server.max_body)
+        received = self._clock()
+        traceparent = header(scope, b"traceparent")
+        call = read_call(
+            decode_body(body),
+            dialect=self._dialect,
+            call_id=record.request_id,
+            snapshot=runtime.snapshot,
+            tenant=tenant,
+            key_id=record.key_id,
+            received=received,
+            traceparent=traceparent.decode("latin-1") if traceparent is not None else None,
+        )
+        record.received = received
+        record.model = call.model.name
+        record.stream = call.stream
+        record.priority_class = call.priority_class.name
+        async with DisconnectWatch(receive) as watch:
+            kind = StreamReply if call.stream else WholeReply
+            reply = kind(call, record, scope, send, watch, self._clock)
+            try:
+                await runtime.pipeline.serve(call, reply, record)
+            except asyncio.CancelledError:
+                if reply.started and self._draining() and not watch.gone:
+                    # The drain time is over: say so instead of cutting the stream.
+                    await reply.fail(Unavailable("The gateway is shutting down.", reason="draining"))
+                raise

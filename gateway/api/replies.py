@@ -1,0 +1,153 @@
+"""Replies: the client's side of an answer, as a stream of SSE events or as one JSON body.
+
+The status line is sent with the first bytes and not before, so everything that fails up to then can still
+become an honest status. A stream that fails later ends with an error event and `[DONE]`: OpenAI's SDKs
+take a clean end for success.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from backends.contract import Delta, Done, Event, Usage
+from gateway.api.asgi import Scope, Send, send_body
+from gateway.api.errors import error_body
+from gateway.api.receiving import DisconnectWatch
+from gateway.api.rendering import DONE, StreamRenderer, WholeRenderer, event_of, usage_of
+from gateway.call import Call
+from gateway.errors import GatewayError
+from gateway.fallbacks import Answer
+from gateway.telemetry.records import RequestRecord
+
+
+class _Reply:
+    """What both kinds of reply know."""
+
+    def __init__(
+        self,
+        call: Call,
+        record: RequestRecord,
+        scope: Scope,
+        send: Send,
+        watch: DisconnectWatch,
+        clock: Callable[[], float],
+    ) -> None:
+        self.started = False
+        self._call = call
+        self._record = record
+        self._scope = scope
+        self._send = send
+        self._watch = watch
+        self._clock = clock
+        self._created = int(time.time())
+        self._answer: Answer | None = None
+
+    @property
+    def answer(self) -> Answer:
+        if self._answer is None:
+            raise RuntimeError("begin() comes first")
+        return self._answer
+
+    def model_name(self) -> str:
+        """The public name of the model that answers."""
+        model = self.answer.target.model
+        return self._call.asked_model if model.name == "*" else model.name
+
+    def usage(self) -> dict[str, Any]:
+        answer = self.answer
+        prompt = answer.prompt_tokens
+        if prompt is None:
+            prompt = self._record.prompt_tokens or 0
+        return usage_of(prompt, answer.completion_tokens, answer.cached_tokens)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Who answered and what it took so far (docs: headers)."""
+        record = self._record
+        facts: list[tuple[str, object]] = [
+            ("pool", record.pool),
+            ("replica", record.replica),
+            ("rule", record.rule),
+            ("attempts", record.attempts),
+            ("prompt-tokens", record.prompt_tokens),
+            ("max-tokens", record.max_tokens),
+            ("max-tokens-bound-by", record.max_tokens_by),
+            ("queue-ms", f"{record.queued * 1e3:.1f}"),
+            ("overhead-ms", f"{record.overhead(self._clock()) * 1e3:.1f}"),
+        ]
+        if self.answer.target.model is not self._call.model:
+            facts.append(("model", self.answer.target.model.name))
+        return [(f"x-headgate-{name}".encode(), str(v).encode()) for name, v in facts if v is not None]
+
+
+class StreamReply(_Reply):
+    """An answer as server-sent events."""
+
+    def begin(self, answer: Answer) -> None:
+        self._answer = answer
+        self._renderer = StreamRenderer(
+            self._call.dialect, self._call.id, self._created, self.model_name(), self._call.include_usage
+        )
+        self._raw = answer.target.pool.relay == "raw"
+
+    async def write(self, events: Sequence[Event]) -> None:
+        chunks = self._untouched(events) if self._raw else self._renderer.deltas(events)
+        ended = isinstance(events[-1], Done)
+        if ended:
+            if not self._raw:
+                chunks += self._renderer.usage(self.usage())
+            chunks += DONE
+        await self._send_bytes(chunks, more=not ended)
+
+    async def fail(self, error: GatewayError) -> None:
+        await self._send_bytes(event_of(error_body(error)) + DONE, more=False)
+
+    def _untouched(self, events: Sequence[Event]) -> bytes:
+        """The engine's own bytes, less what this client did not ask for."""
+        keep_usage = self._call.include_usage
+        return b"".join(
+            event.raw
+            for event in events
+            if (isinstance(event, Delta) or (keep_usage and isinstance(event, Usage)))
+            and event.raw is not None
+        )
+
+    async def _send_bytes(self, chunk: bytes, *, more: bool) -> None:
+        if more and not chunk:
+            return
+        if not self.started:
+            self.started = True
+            await self._send(
+                {
+                    "type": "http.response.start",
+                    "status": 200,
+                    "headers": [
+                        (b"content-type", b"text/event-stream; charset=utf-8"),
+                        (b"cache-control", b"no-cache"),
+                        (b"x-accel-buffering", b"no"),
+                        *self.headers(),
+                    ],
+                }
+            )
+        if not more:
+            self._watch.disarm()
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+
+class WholeReply(_Reply):
+    """An answer as one JSON body. Nothing is sent before it is complete."""
+
+    def begin(self, answer: Answer) -> None:
+        self._answer = answer
+        self._renderer = WholeRenderer(self._call.dialect, self._call.id, self._created, self.model_name())
+
+    async def write(self, events: Sequence[Event]) -> None:
+        self._renderer.add(events)
+        if isinstance(events[-1], Done):
+            self.started = True
+            self._watch.disarm()
+            body = self._renderer.body(self.usage())
+            await send_body(self._scope, self._send, 200, body, headers=self.headers())
+
+    async def fail(self, error: GatewayError) -> None:
+        """Never needed: a whole reply has either not started or is complete."""
+        raise AssertionError("a whole reply cannot fail half-way") from error

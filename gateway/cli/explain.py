@@ -1,0 +1,111 @@
+"""`headgate explain`: where would a request go, and why? Nothing is sent."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gateway.admin.admin_key import AdminKey
+from gateway.admin.endpoints import explain_request
+from gateway.app import Gateway, load_snapshot
+from gateway.cli.check import report
+from gateway.cli.exits import PROBLEM
+from gateway.cli.serve import ConfigOption
+from gateway.config.problems import ConfigInvalid
+from gateway.config.snapshot import Snapshot
+from gateway.errors import GatewayError
+from gateway.tokens.counting import Counting
+
+
+def explain(
+    model: Annotated[str, typer.Option("--model", "-m", help="The model a client would name.")],
+    config: ConfigOption = Path("routes.yaml"),
+    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Whose request it is.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="The prompt as text, one user message; '-' for standard input.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="What the client asks for.")] = None,
+    n: Annotated[int, typer.Option(help="Choices.")] = 1,
+    stream: Annotated[bool, typer.Option(help="Whether the client streams.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
+) -> None:
+    """Explain the routing of one request: rules tried, count, bounds, chain, candidates, and why."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": _prompt(prompt_file)}],
+        "stream": stream,
+        "n": n,
+    }
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    try:
+        snapshot, _ = load_snapshot(config, force_open=True)
+        answer = asyncio.run(_explain(snapshot, {"tenant": tenant, "request": body}))
+    except ConfigInvalid as invalid:
+        report(invalid)
+        raise typer.Exit(PROBLEM) from None
+    except GatewayError as error:
+        print(f"refused with {error.status}: {error.message}", file=sys.stderr)
+        raise typer.Exit(PROBLEM) from None
+    if as_json:
+        print(json.dumps(answer, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(lines_of(answer)))
+    if answer["refused"] is not None:
+        raise typer.Exit(PROBLEM)
+
+
+def _prompt(path: Path | None) -> str:
+    if path is None:
+        return "Hello!"
+    return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+
+
+async def _explain(snapshot: Snapshot, asked: dict[str, Any]) -> dict[str, Any]:
+    counting = await asyncio.to_thread(Counting.build, snapshot)
+    async with Gateway(snapshot, counting, AdminKey(""), probe=False) as gateway:
+        return await explain_request(gateway.runtime, asked, gateway.clock())
+
+
+def lines_of(answer: dict[str, Any]) -> list[str]:
+    """The explanation for people."""
+    prompt, bound, estimate = answer["prompt"], answer["max_tokens"], answer["estimate"]
+    lines = [
+        f"model     {answer['model']}   tenant {answer['tenant']}   class {answer['class']}",
+        f"prompt    {prompt['tokens']} tokens, {_exact(prompt['exact'])}: {prompt['source']}",
+        f"output    asked {_or_none(bound['asked'])}, bound {_or_none(bound['bound'])} by {bound['by']}"
+        + (" (clamped)" if bound["clamped"] else ""),
+        f"estimate  {_sum(estimate, prompt)} ({estimate['output_by']})",
+        "rules",
+    ]
+    lines += [
+        f"  {'->' if trial['matched'] else '  '} {trial['rule']}: {trial['why']}" for trial in answer["rules"]
+    ]
+    lines.append(f"chain     fit: {answer['fit']}, on: {', '.join(answer['on'])}")
+    for target in answer["chain"]:
+        mark = "->" if target["pool"] == answer["goes_to"] else "  "
+        state = "usable" if target["usable"] else "skipped"
+        lines.append(
+            f"  {mark} {target['pool']} ({target['engine']}): {state}, {target['why']}; "
+            f"max_tokens {_or_none(target['max_tokens'])}"
+        )
+        if target["usable"]:
+            lines += [f"       {each['replica']}: {each['why']}" for each in target["candidates"]]
+    if answer["refused"] is not None:
+        lines.append(f"refused   {answer['refused']['status']}: {answer['refused']['message']}")
+    return lines
+
+
+def _sum(estimate: dict[str, Any], prompt: dict[str, Any]) -> str:
+    return f"{estimate['total']} = {prompt['tokens']} + {estimate['n']} x {estimate['output']}"
+
+
+def _exact(exact: bool) -> str:
+    return "exact" if exact else "estimated"
+
+
+def _or_none(value: int | None) -> str:
+    return "none" if value is None else str(value)

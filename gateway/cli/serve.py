@@ -1,0 +1,96 @@
+"""`headgate serve`: run the gateway."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from gateway.admin.admin_key import AdminKeyRefused
+from gateway.api.probes import is_loopback
+from gateway.app import Gateway, load_snapshot
+from gateway.cli.check import report, warn
+from gateway.cli.exits import COULD_NOT_START
+from gateway.config.problems import ConfigInvalid
+from gateway.config.snapshot import Snapshot
+from gateway.serving import Addresses, CannotListen, bind, run_until_signal
+from gateway.settings import Settings
+from gateway.telemetry import logs
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The routes file.", show_default=True)]
+InsecureOption = Annotated[
+    bool, typer.Option("--insecure", help="Allow `authentication: off` on an address that is not loopback.")
+]
+
+
+def serve(
+    config: ConfigOption = Path("routes.yaml"),
+    host: Annotated[str | None, typer.Option(help="Address of the data listener.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the data listener.")] = None,
+    admin_host: Annotated[str | None, typer.Option(help="Address of the admin listener.")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port of the admin listener.")] = None,
+    insecure: InsecureOption = False,
+) -> None:
+    """Run the gateway until SIGTERM or SIGINT, then drain."""
+    try:
+        settings = Settings.from_environment()
+        logs.configure(settings.log_level, settings.log_format)
+        loaded, warnings = load_snapshot(config, force_open=insecure)
+        warn(warnings)
+        snapshot = with_listeners(loaded, host, port, admin_host, admin_port)
+        refuse_open_door(snapshot, insecure=insecure)
+        uvloop.run(_serve(snapshot, settings))
+    except ConfigInvalid as invalid:
+        report(invalid)
+        raise typer.Exit(COULD_NOT_START) from None
+    except (AdminKeyRefused, CannotListen, OSError, ValueError) as error:
+        print(f"headgate: {error}", file=sys.stderr)
+        raise typer.Exit(COULD_NOT_START) from None
+
+
+def with_listeners(
+    snapshot: Snapshot, host: str | None, port: int | None, admin_host: str | None, admin_port: int | None
+) -> Snapshot:
+    """The snapshot with the listeners that flags ask for."""
+    server = snapshot.server
+    listen = (host if host is not None else server.listen[0], port if port is not None else server.listen[1])
+    admin = (
+        admin_host if admin_host is not None else server.admin[0],
+        admin_port if admin_port is not None else server.admin[1],
+    )
+    return replace(snapshot, server=replace(server, listen=listen, admin=admin))
+
+
+def refuse_open_door(snapshot: Snapshot, *, insecure: bool) -> None:
+    """Raise ValueError where flags put an open gateway on an address that others can reach."""
+    host = snapshot.server.listen[0]
+    if snapshot.server.authentication == "off" and not is_loopback(host) and not insecure:
+        raise ValueError(f"`authentication: off` is for loopback, not for {host} (--insecure allows it)")
+
+
+async def _serve(snapshot: Snapshot, settings: Settings) -> None:
+    data = bind(snapshot.server.listen, "--host, --port or server.listen")
+    try:
+        admin = bind(snapshot.server.admin, "--admin-host, --admin-port or server.admin")
+    except CannotListen:
+        data.close()
+        raise
+    gateway = await Gateway.create(snapshot, settings)
+    await run_until_signal(gateway, data, admin, lambda addresses: _announce(gateway, addresses))
+
+
+def _announce(gateway: Gateway, addresses: Addresses) -> None:
+    snapshot = gateway.runtime.snapshot
+    print(f"headgate serves {addresses.data}/v1   admin {addresses.admin}/admin", file=sys.stderr)
+    for pool in snapshot.pools.values():
+        replicas = ", ".join(f"{replica.id} {replica.url}" for replica in pool.replicas)
+        models = ", ".join(pool.serves)
+        print(
+            f"  {pool.name}: {pool.engine}, serves {models}, relay {pool.relay}: {replicas}", file=sys.stderr
+        )
+    if snapshot.server.authentication == "off":
+        print("  authentication is off: whoever reaches the address may use it", file=sys.stderr)
+    if gateway.admin_key.made is not None:
+        print(f"  admin key, shown only now: {gateway.admin_key.made}", file=sys.stderr)

@@ -1,0 +1,487 @@
+"""routes.yaml as people write it: names, units and bounds of every key.
+
+These models know single values; what only the whole file can tell (names that refer to each other, engine
+options, files) is in `checking`. They are strict: an unknown key or a number in quotes is an error.
+
+    python -m gateway.config.schema > gateway/config/routes.schema.json
+
+writes the JSON Schema that editors use; a test holds the two together.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+from gateway.config.addresses import base_url, host_port
+from gateway.config.positions import Variable, resolved
+from gateway.config.snapshot import QueueBounds
+
+VARIABLE_PATTERN = r"^\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^{}]*)?\}$"
+NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$"
+MODEL_PATTERN = r"^(\*|[A-Za-z0-9_][A-Za-z0-9._:/@+-]{0,127})$"
+DIGEST_PATTERN = r"^sha256:[0-9a-fA-F]{64}$"
+HEADER_PATTERN = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$"
+HEADER_VALUE_PATTERN = r"^[\t\x20-\x7e\x80-\u00ff]{0,8192}$"
+
+PHRASES: Mapping[str, str] = {
+    NAME_PATTERN: "is not a name: letters, digits and . _ -, at most 64, not beginning with . or -",
+    MODEL_PATTERN: "is not a model name: letters, digits and . _ : / @ + -, at most 128; or * alone",
+    DIGEST_PATTERN: "is not sha256: and 64 hex digits (make one with `headgate keys`)",
+    HEADER_PATTERN: "is not a header name",
+    HEADER_VALUE_PATTERN: "is not a header value of at most 8192 characters in one line",
+}
+"""What each pattern means, said of a value that does not match it."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+    placeholders: ClassVar[Mapping[str, Any]] = {}
+    """Stand-ins for required fields that could not be read, so that the others can be checked."""
+
+
+# --------------------------------------------------------------------------------------- scalar types
+
+
+def _typed(value: Any) -> Any:
+    return resolved(value) if isinstance(value, Variable) else value
+
+
+def _typed_deep(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _typed_deep(item) for key, item in value.items()}
+    return [_typed_deep(item) for item in value] if isinstance(value, list) else _typed(value)
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _served(value: Any) -> Any:
+    """`a`, `[a, b]` and `{a: a, b: b}` mean the same."""
+    names = _listed(value)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return value
+    if len(set(names)) < len(names):
+        raise PydanticCustomError("headgate", "names a model twice")
+    return {name: name for name in names}
+
+
+def _url(value: str) -> str:
+    try:
+        return base_url(value)
+    except ValueError as error:
+        raise PydanticCustomError("headgate", "{why}", {"why": str(error)}) from None
+
+
+def _address(value: Any) -> tuple[str, int]:
+    try:
+        return host_port(value if isinstance(value, str) else "")
+    except ValueError as error:
+        raise PydanticCustomError("headgate", "{why}", {"why": str(error)}) from None
+
+
+_VARIABLE = BeforeValidator(_typed)
+_MOST = 10**12
+
+Text: TypeAlias = Annotated[str, Field(min_length=1, max_length=4096)]
+Name: TypeAlias = Annotated[str, Field(pattern=NAME_PATTERN)]
+ModelName: TypeAlias = Annotated[str, Field(pattern=MODEL_PATTERN)]
+Flag: TypeAlias = Annotated[bool, _VARIABLE]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=_MOST), _VARIABLE]
+CountFromZero: TypeAlias = Annotated[int, Field(ge=0, le=_MOST), _VARIABLE]
+Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False), _VARIABLE]
+Milliseconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400_000, allow_inf_nan=False), _VARIABLE]
+Weight: TypeAlias = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False), _VARIABLE]
+Address: TypeAlias = Annotated[tuple[str, int], BeforeValidator(_address, json_schema_input_type=str)]
+Url: TypeAlias = Annotated[str, AfterValidator(_url)]
+ClassName: TypeAlias = Literal["interactive", "standard", "batch"]
+OneOrMore: TypeAlias = Annotated[
+    list[Text], Field(min_length=1), BeforeValidator(_listed, json_schema_input_type=str | list[str])
+]
+ModelNames: TypeAlias = Annotated[
+    list[ModelName], Field(min_length=1), BeforeValidator(_listed, json_schema_input_type=str | list[str])
+]
+Classes: TypeAlias = Annotated[
+    list[ClassName],
+    Field(min_length=1),
+    BeforeValidator(_listed, json_schema_input_type=ClassName | list[ClassName]),
+]
+Serves: TypeAlias = Annotated[
+    dict[ModelName, Text],
+    Field(min_length=1),
+    BeforeValidator(_served, json_schema_input_type=ModelName | list[ModelName] | dict[ModelName, Text]),
+]
+JsonObject: TypeAlias = Annotated[dict[Text, Any], BeforeValidator(_typed_deep)]
+
+MaybeCount: TypeAlias = Annotated[Count | None, _VARIABLE]
+MaybeCountFromZero: TypeAlias = Annotated[CountFromZero | None, _VARIABLE]
+MaybeSeconds: TypeAlias = Annotated[Seconds | None, _VARIABLE]
+MaybeMilliseconds: TypeAlias = Annotated[Milliseconds | None, _VARIABLE]
+MaybeText: TypeAlias = Annotated[Text | None, BeforeValidator(lambda value: value or None)]
+"""Text, or nothing: also where a variable is empty, `${TGI_KEY:-}`."""
+
+
+# --------------------------------------------------------------------------------------------- server
+
+
+class Timeouts(Section):
+    """What is absent in a pool is the server's, and there the built-in default."""
+
+    connect_s: MaybeSeconds = None
+    """Seconds to connect to a replica. Default 2."""
+    first_token_s: MaybeSeconds = None
+    """Seconds from sending until the first event. Default 120."""
+    idle_s: MaybeSeconds = None
+    """Seconds between two events of a stream. Default 30."""
+    total_s: MaybeSeconds = None
+    """Seconds for the whole request from its receipt, waiting included. Default 3600."""
+    send_s: MaybeSeconds = None
+    """Seconds for one write to a client that does not read. Default 60."""
+
+
+class Server(Section):
+    listen: Address = ("127.0.0.1", 8080)
+    """host:port of the API. Default 127.0.0.1:8080."""
+    admin: Address = ("127.0.0.1", 8081)
+    """host:port of the admin API. Default 127.0.0.1:8081."""
+    state: Text = "./.headgate"
+    """Directory for what the gateway must remember, relative to this file."""
+    redis_url: MaybeText = Field(None, repr=False)
+    """Reserved for limits shared by several processes; must be null in this version."""
+    authentication: Literal["keys", "off"] = "keys"
+    """`off` lets everyone in as the tenant `anonymous`; on loopback only, unless `--insecure`."""
+    metrics: Literal["off", "loopback", "open"] = "loopback"
+    """Who may read /metrics on `listen`; the admin listener always serves it."""
+    max_body_mb: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False), _VARIABLE] = 4.0
+    """Largest request body, MiB."""
+    drain_s: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False), _VARIABLE] = 30.0
+    """Seconds that streams in flight get to end after SIGTERM."""
+    timeouts: Timeouts = Timeouts()
+    """For all pools; a pool may override each."""
+
+
+# --------------------------------------------------------------------------------------------- models
+
+
+class HuggingFaceTokenizer(Section):
+    kind: Literal["huggingface"]
+    """Counts with a Hugging Face tokenizer and its chat template."""
+    path: Text
+    """Directory with tokenizer.json, relative to this file."""
+    chat_template: MaybeText = None
+    """Template file, where it is not the tokenizer's own."""
+
+
+class TiktokenTokenizer(Section):
+    kind: Literal["tiktoken"]
+    """Counts with a tiktoken vocabulary."""
+    encoding: Text
+    """E.g. `o200k_base`."""
+    path: Text
+    """The vocabulary file, relative to this file; it is never downloaded."""
+
+
+class EstimateTokenizer(Section):
+    kind: Literal["estimate"]
+    """Does not count: divides bytes by a constant, and says so in every answer."""
+    bytes_per_token: Annotated[float, Field(gt=0, le=64, allow_inf_nan=False), _VARIABLE] = 4.0
+    """UTF-8 bytes per token."""
+
+
+Tokenizer: TypeAlias = Annotated[
+    HuggingFaceTokenizer | TiktokenTokenizer | EstimateTokenizer, Field(discriminator="kind")
+]
+
+
+class MaxTokens(Section):
+    default: MaybeCount = None
+    """Output tokens assumed and sent when the client names none."""
+    ceiling: MaybeCount = None
+    """Most output tokens per choice."""
+    policy: Literal["clamp", "refuse"] = "clamp"
+    """A request for more than the ceiling: send less and say so, or answer 400."""
+
+
+class Model(Section):
+    placeholders: ClassVar[Mapping[str, Any]] = {"tokenizer": EstimateTokenizer(kind="estimate")}
+
+    tokenizer: Tokenizer
+    """What counts the tokens of a prompt."""
+    context: MaybeCount = None
+    """Tokens of prompt and output together."""
+    max_tokens: MaxTokens = MaxTokens()
+    """Bounds on the output."""
+    defaults: JsonObject = {}
+    """Body fields used where the client gives none, e.g. `temperature`."""
+    aliases: list[ModelName] = []
+    """Other names that clients may use."""
+
+
+# ---------------------------------------------------------------------------------------------- pools
+
+
+class PoolLimits(Section):
+    prompt: MaybeCount = None
+    """Longest prompt, tokens."""
+    total: MaybeCount = None
+    """Longest prompt and output together, tokens."""
+    in_flight: MaybeCount = None
+    """Requests at a time per replica; more wait in the gateway's queue."""
+
+
+class Replica(Section):
+    placeholders: ClassVar[Mapping[str, Any]] = {"id": "", "url": ""}
+
+    id: Name
+    """Unique in the file; shown in `x-headgate-replica` and metrics, where the URL never is."""
+    url: Url
+    """Base URL, http or https."""
+    weight: Weight = 1.0
+    """Share of the load, relative to the other replicas."""
+
+
+class Upstream(Section):
+    api_key: MaybeText = Field(None, repr=False)
+    """Sent to the replicas as a bearer token. Write `${VAR}`, not the key."""
+    api_key_file: MaybeText = None
+    """File that holds the key, relative to this file; instead of `api_key`."""
+    headers: dict[
+        Annotated[str, Field(pattern=HEADER_PATTERN)], Annotated[str, Field(pattern=HEADER_VALUE_PATTERN)]
+    ] = Field(default={}, repr=False)
+    """Sent with every request to the replicas."""
+    ca_file: MaybeText = None
+    """PEM file of the authorities to trust instead of the system's."""
+
+
+class Slo(Section):
+    ttft_p95_ms: MaybeMilliseconds = None
+    """Promised 95th percentile of the time to first token, milliseconds. Reported, not enforced."""
+    tpot_p99_ms: MaybeMilliseconds = None
+    """Promised 99th percentile of the time per output token, milliseconds. Reported, not enforced."""
+
+
+class Queue(Section):
+    max_requests: Count = QueueBounds().max_requests
+    """Requests that may wait for this pool."""
+    max_wait_s: Seconds = QueueBounds().max_wait
+    """Seconds that one may wait."""
+
+
+class Pool(Section):
+    placeholders: ClassVar[Mapping[str, Any]] = {"engine": "", "serves": {}, "replicas": []}
+
+    engine: Text
+    """The engine kind, e.g. `trtllm`, `triton`, `tgi`."""
+    options: JsonObject = {}
+    """Options of that engine kind."""
+    serves: Serves
+    """Public model name to the name this engine wants; a name alone, or a list, means both are equal."""
+    replicas: Annotated[list[Replica], Field(min_length=1)]
+    """The engines of this pool: same kind, same models, same limits."""
+    limits: PoolLimits = PoolLimits()
+    """What the engines take."""
+    upstream: Upstream = Upstream()
+    """Credentials and TLS towards the replicas."""
+    labels: dict[Name, Text] = {}
+    """Free words that a tenant's `allow` can ask for."""
+    state: Literal["hot", "warm", "cold"] = "hot"
+    """A `cold` pool gets no requests."""
+    slo: Slo = Slo()
+    """What the operator promises."""
+    relay: Literal["auto", "raw", "patched"] = "auto"
+    """How events reach the client. `raw`: bytes untouched, for canonical engines with equal names."""
+    upstream_stream: Literal["auto", "always", "client"] = "auto"
+    """Whether the engine is asked to stream when the client did not."""
+    timeouts: Timeouts = Timeouts()
+    """Override the server's, one by one."""
+    queue: Queue = Queue()
+    """Bounds of waiting."""
+
+
+# ---------------------------------------------------------------------------------------------- rules
+
+
+class Range(Section):
+    """Bounds on a count of tokens; all given ones hold."""
+
+    lt: MaybeCountFromZero = None
+    """Less than."""
+    lte: MaybeCountFromZero = None
+    """At most."""
+    gt: MaybeCountFromZero = None
+    """More than."""
+    gte: MaybeCountFromZero = None
+    """At least."""
+
+
+class When(Section):
+    """All given conditions must hold; a list means any of."""
+
+    model: ModelNames | None = None
+    """Model names or aliases."""
+    tenant: OneOrMore | None = None
+    """Tenant names."""
+    priority_class: Classes | None = Field(None, alias="class")
+    """Priority classes."""
+    estimated_total_tokens: Range | None = None
+    """Prompt and expected output together."""
+    prompt_tokens: Range | None = None
+    """The prompt alone."""
+    stream: Annotated[Flag | None, _VARIABLE] = None
+    """Whether the client asked for a stream."""
+
+
+class OtherModel(Section):
+    """Answer with another model; the client sees it in `x-headgate-model`."""
+
+    placeholders: ClassVar[Mapping[str, Any]] = {"model": "", "pools": []}
+
+    model: ModelName
+    """The model that answers instead."""
+    pools: Annotated[list[Name], Field(min_length=1)]
+    """Pools that serve it, in order."""
+
+
+POOL_TAG, MODEL_TAG = "a pool", "another model"
+
+
+def _entry_tag(value: Any) -> str | None:
+    if isinstance(value, str):
+        return POOL_TAG
+    return MODEL_TAG if isinstance(value, dict) else None
+
+
+ChainEntry: TypeAlias = Annotated[
+    Annotated[Name, Tag(POOL_TAG)] | Annotated[OtherModel, Tag(MODEL_TAG)],
+    Discriminator(
+        _entry_tag,
+        custom_error_type="headgate",
+        custom_error_message="is neither a pool name nor {model: ..., pools: [...]}",
+    ),
+]
+
+
+class Rule(Section):
+    placeholders: ClassVar[Mapping[str, Any]] = {"name": "", "pools": []}
+
+    name: Name
+    """Shown by explain, in headers and in metrics."""
+    when: When = When()
+    """The condition; absent, the rule takes whatever is left."""
+    pools: Annotated[list[ChainEntry], Field(min_length=1)]
+    """The whole chain, in order."""
+    fit: Literal["next", "clamp", "refuse"] = "next"
+    """If the client asked for more output than a pool leaves: next pool, send less, or answer 400."""
+    on: list[Literal["unavailable", "failed", "overloaded", "too_long"]] = ["unavailable", "failed"]
+    """Reasons for going on to the next pool."""
+    after_ms: Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False), _VARIABLE] = 0.0
+    """Milliseconds to wait in an overloaded pool's queue before going on."""
+
+
+# -------------------------------------------------------------------------------------------- tenants
+
+
+class Key(Section):
+    placeholders: ClassVar[Mapping[str, Any]] = {"id": "", "hash": ""}
+
+    id: Name
+    """Shown in logs, where the key never is."""
+    hash: Annotated[str, Field(pattern=DIGEST_PATTERN)] = Field(repr=False)
+    """`sha256:` and the SHA-256 of the key, hex."""
+
+
+class Allow(Section):
+    """`models`, and for each label of a pool the values allowed; a label not named here is free."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, OneOrMore]
+
+    models: OneOrMore = ["*"]
+    """Model names; * and ? are wildcards."""
+
+
+class Quota(Section):
+    """`requests` or `tokens`, not both; refilled evenly."""
+
+    placeholders: ClassVar[Mapping[str, Any]] = {"per": "minute"}
+
+    tokens: MaybeCount = None
+    """Tokens, prompt and output."""
+    requests: MaybeCount = None
+    """Requests."""
+    per: Literal["second", "minute", "hour", "day"]
+    """The period."""
+
+
+class Tenant(Section):
+    keys: list[Key] = []
+    """API keys, as hashes."""
+    priority_class: ClassName = Field("standard", alias="class")
+    """Class of a request that asks for none."""
+    max_class: ClassName = "interactive"
+    """The most urgent class this tenant gets; a request above it is lowered."""
+    weight: Weight = 1.0
+    """Share of a contended pool, relative to other tenants."""
+    allow: Allow = Allow()
+    """What the tenant may reach."""
+    max_tokens: MaybeCount = None
+    """Most output tokens per choice."""
+    limits: list[Quota] = []
+    """Limits over time."""
+
+
+# ------------------------------------------------------------------------------------------ the whole
+
+
+class RoutesFile(Section):
+    """The rules by which Headgate routes; docs/routes.md explains every key."""
+
+    version: Literal[1]
+    """Version of this grammar."""
+    server: Server = Server()
+    """Listeners and process-wide bounds."""
+    models: Annotated[dict[ModelName, Model], Field(min_length=1)]
+    """Public models; `*` stands for every name not declared."""
+    pools: Annotated[dict[Name, Pool], Field(min_length=1)]
+    """Replicas of one engine kind, serving the same models with the same limits."""
+    rules: Annotated[list[Rule], Field(min_length=1)]
+    """Tried in order; the first match wins."""
+    tenants: dict[Name, Tenant] = {}
+    """Who may call, and how much."""
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of routes.yaml, with `${VAR}` allowed where a number or a word is asked."""
+    schema = RoutesFile.model_json_schema()
+    _allow_variables(schema)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "routes.yaml"}
+
+
+def _allow_variables(node: Any) -> None:
+    if isinstance(node, list):
+        for item in node:
+            _allow_variables(item)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key not in ("propertyNames", "enum", "default", "required"):
+                _allow_variables(value)
+        if node.get("type") in ("integer", "number", "boolean") or "enum" in node or "pattern" in node:
+            kept = {key: node.pop(key) for key in ("title", "description", "default") if key in node}
+            alternatives = [dict(node), {"type": "string", "pattern": VARIABLE_PATTERN}]
+            node.clear()
+            node.update(kept, anyOf=alternatives)
+
+
+def main() -> None:
+    sys.stdout.write(json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

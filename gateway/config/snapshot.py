@@ -1,0 +1,306 @@
+"""The configuration as the gateway runs it: immutable, checked, every name resolved.
+
+`loading` makes one `Snapshot` from a file; a request takes the current one at its start and keeps it to
+its end, so a reload never changes the rules under a request in flight. The meanings are those of the
+routes.yaml grammar (docs/routes.md).
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Any, Literal
+
+from backends.contract import EngineAdapter, RelayMode
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+Fit = Literal["next", "clamp", "refuse"]
+"""What to do where the client asked for more output than a pool leaves: try the next pool of the chain,
+send less and say so, or answer 400."""
+
+HopReason = Literal["unavailable", "failed", "overloaded", "too_long"]
+"""Why a request may leave a pool for the next one of its chain."""
+
+UpstreamStream = Literal["auto", "always", "client"]
+
+
+class PriorityClass(enum.IntEnum):
+    """Priority classes; a higher value is more urgent."""
+
+    batch = 0
+    standard = 1
+    interactive = 2
+
+
+# --------------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSpec:
+    """Which tokenizer counts for a model.
+
+    `huggingface`: `path` is a directory with tokenizer.json, tokenizer_config.json and a chat template.
+    `tiktoken`: `encoding` names an encoding, `path` its local vocabulary file (never fetched).
+    `estimate`: bytes divided by `bytes_per_token`; says of itself that it is an estimate.
+    """
+
+    kind: Literal["huggingface", "tiktoken", "estimate"]
+    path: str | None = None
+    encoding: str | None = None
+    chat_template: str | None = None
+    """A template file, where it is not the tokenizer's own."""
+    bytes_per_token: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class MaxTokens:
+    """Output bounds of a model, in tokens per choice."""
+
+    default: int | None = None
+    """Assumed for the estimate and sent when the client names none."""
+    ceiling: int | None = None
+    policy: Literal["clamp", "refuse"] = "clamp"
+    """What happens to a request for more than the ceiling (the tenant's or the model's)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    name: str
+    tokenizer: TokenizerSpec
+    context: int | None = None
+    """Tokens of prompt and output together."""
+    max_tokens: MaxTokens = MaxTokens()
+    defaults: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+    """Body fields used where the client gives none, e.g. `temperature`."""
+    aliases: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------- pools
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """Lengths in tokens; None is unlimited. `in_flight` is requests per replica."""
+
+    prompt: int | None = None
+    total: int | None = None
+    in_flight: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    id: str
+    url: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Credentials and TLS towards the replicas of a pool. Never logged."""
+
+    api_key: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=lambda: EMPTY, repr=False)
+    ca_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds. `first_token`: sent until the first event; `idle`: between events; `total`: the whole
+    request from its receipt, waiting included; `send`: one write to a client that does not read."""
+
+    connect: float = 2.0
+    first_token: float = 120.0
+    idle: float = 30.0
+    total: float = 3600.0
+    send: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueBounds:
+    """How many requests may wait for a replica of the pool, and for how many seconds."""
+
+    max_requests: int = 1000
+    max_wait: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What the operator promises; reported, not enforced. Milliseconds."""
+
+    ttft_p95_ms: float | None = None
+    tpot_p99_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    name: str
+    engine: str
+    adapter: EngineAdapter
+    serves: Mapping[str, str]
+    """Public model name -> the name this engine wants."""
+    replicas: tuple[Replica, ...]
+    limits: PoolLimits = PoolLimits()
+    upstream: Upstream = Upstream()
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    state: Literal["hot", "warm", "cold"] = "hot"
+    """`cold` pools take no traffic; `hot` and `warm` do."""
+    slo: Slo = Slo()
+    relay: RelayMode = "patched"
+    upstream_stream: UpstreamStream = "auto"
+    timeouts: Timeouts = Timeouts()
+    queue: QueueBounds = QueueBounds()
+
+
+# ---------------------------------------------------------------------------------------------- rules
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bounds on a count of tokens; None is open."""
+
+    lt: int | None = None
+    lte: int | None = None
+    gt: int | None = None
+    gte: int | None = None
+
+    def holds(self, value: int) -> bool:
+        return (
+            (self.lt is None or value < self.lt)
+            and (self.lte is None or value <= self.lte)
+            and (self.gt is None or value > self.gt)
+            and (self.gte is None or value >= self.gte)
+        )
+
+    def __str__(self) -> str:
+        parts = ((">", self.gt), (">=", self.gte), ("<", self.lt), ("<=", self.lte))
+        return " and ".join(f"{sign} {bound}" for sign, bound in parts if bound is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """A rule's condition: every given field must hold. Lists mean any of; model names are resolved."""
+
+    model: tuple[str, ...] = ()
+    tenant: tuple[str, ...] = ()
+    priority_class: tuple[PriorityClass, ...] = ()
+    estimated_total_tokens: Range | None = None
+    prompt_tokens: Range | None = None
+    stream: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One entry of a rule's chain: a pool, and the other model it answers with, if any."""
+
+    pool: str
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    name: str
+    chain: tuple[Hop, ...]
+    when: When = When()
+    fit: Fit = "next"
+    on: frozenset[HopReason] = frozenset({"unavailable", "failed"})
+    after: float = 0.0
+    """Seconds to wait in an overloaded pool's queue before the `overloaded` hop is taken."""
+
+
+# -------------------------------------------------------------------------------------------- tenants
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    id: str
+    digest: str = field(repr=False)
+    """SHA-256 of the key, 64 lower-case hex digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """One limit: at most `amount` of `unit` per `per` seconds, refilled evenly."""
+
+    unit: Literal["requests", "tokens"]
+    amount: int
+    per: int
+    """Seconds: 1, 60, 3600 or 86400."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """What a tenant may reach: model name patterns (`*`, `llama*`), and for each named label of a pool
+    the values that are allowed. A label that is not named here is free."""
+
+    models: tuple[str, ...] = ("*",)
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: EMPTY)
+
+    def model(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.models)
+
+    def pool_fault(self, pool: Pool) -> str | None:
+        """The label that keeps this tenant out of `pool`, as a phrase, or None."""
+        for label, values in self.labels.items():
+            if (has := pool.labels.get(label)) not in values:
+                return f"label {label}={has} is not among {', '.join(values)}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    name: str
+    keys: tuple[Key, ...] = ()
+    priority_class: PriorityClass = PriorityClass.standard
+    max_class: PriorityClass = PriorityClass.interactive
+    weight: float = 1.0
+    allow: Allow = Allow()
+    max_tokens: int | None = None
+    """Ceiling of output tokens per choice."""
+    quotas: tuple[Quota, ...] = ()
+
+
+ANONYMOUS = Tenant(name="anonymous")
+"""Who calls where `authentication: off`, unless the file declares a tenant of this name."""
+
+
+# ------------------------------------------------------------------------------------------ the whole
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    listen: tuple[str, int] = ("127.0.0.1", 8080)
+    admin: tuple[str, int] = ("127.0.0.1", 8081)
+    state: str = "./.headgate"
+    """Directory for what the gateway must remember, e.g. the hash of a made admin key."""
+    authentication: Literal["keys", "off"] = "keys"
+    metrics: Literal["off", "loopback", "open"] = "loopback"
+    """Who may read /metrics on the data listener; the admin listener always serves it."""
+    max_body: int = 4 * 1024 * 1024
+    """Bytes of a request body."""
+    drain: float = 30.0
+    """Seconds that streams in flight get to end after SIGTERM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One whole configuration. `hash` is the SHA-256 of the file's bytes, hex."""
+
+    source: str
+    hash: str
+    server: Server
+    models: Mapping[str, Model]
+    pools: Mapping[str, Pool]
+    rules: tuple[Rule, ...]
+    tenants: Mapping[str, Tenant]
+    aliases: Mapping[str, str]
+    """Alias -> model name."""
+    keys: Mapping[str, tuple[Tenant, Key]] = field(repr=False)
+    """Key digest -> whose it is."""
+
+    def model(self, asked: str) -> Model | None:
+        """The model a client names, by name or alias; the `*` model where it is declared and nothing else
+        fits; None for an unknown one."""
+        name = self.aliases.get(asked, asked)
+        return self.models.get(name) or self.models.get("*")

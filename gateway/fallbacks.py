@@ -1,0 +1,383 @@
+"""Attempts: from a route to the first events of an answer.
+
+Nothing has been sent to the client while this code runs, so an attempt that fails may be followed by
+another one: first on the other replicas of the pool, each at most once, then on the next usable pool of
+the chain, where the rule names the reason. Attempts are bounded per request and, by a budget, over all
+requests, so that failing engines do not see their load multiplied.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Literal
+
+import msgspec
+
+from backends.contract import Delta, Done, EngineError, ErrorKind, Event, GenerateRequest, Generation, Usage
+from gateway.call import Call, Estimate
+from gateway.config.snapshot import HopReason, Pool, Rule
+from gateway.errors import (
+    BadRequest,
+    ContextLengthExceeded,
+    EngineFailed,
+    EngineTimeout,
+    GatewayError,
+    Unavailable,
+    UnsupportedByEngine,
+    engine_text,
+)
+from gateway.fleet.ledger import Slot
+from gateway.queueing.pool_queue import PoolQueue
+from gateway.routing.router import Route, Target, refusal_of, refused_at
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.records import RequestRecord
+from gateway.telemetry.tracing import NO_SPAN, Span
+from gateway.tokens.counting import Counting
+
+MAX_ATTEMPTS = 4
+"""Sends per request, over all pools of its chain."""
+
+STEP_BUDGET = 8192
+"""Tokens that an engine computes in one step (the usual chunked-prefill budget). A call that is not
+streamed and expected to be smaller goes upstream unstreamed: plain calls are cheaper, and it is soon over."""
+
+
+class RetryBudget:
+    """Retries may be a fifth of the requests, and ten a second above that.
+
+    The balance lives at most ten seconds' worth of floor (Finagle's retry budgets).
+    """
+
+    RATIO = 0.2
+    FLOOR_PER_SECOND = 10.0
+    CAP = 100.0
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._balance = self.CAP
+        self._seen = clock()
+
+    def deposit(self) -> None:
+        """One request came."""
+        self._balance = min(self.CAP, self._balance + self.RATIO)
+
+    def withdraw(self) -> bool:
+        """Whether one retry may be made; it is charged if so."""
+        now = self._clock()
+        elapsed = max(0.0, now - self._seen)
+        self._balance = min(self.CAP, self._balance + elapsed * self.FLOOR_PER_SECOND)
+        self._seen = max(now, self._seen)
+        if self._balance < 1:
+            return False
+        self._balance -= 1
+        return True
+
+
+class Answer:
+    """An answer under way: the lease on a replica's slot and on the upstream connection.
+
+    Use it as a context manager: leaving it, by whichever way, ends both. `first` holds the first events.
+    """
+
+    def __init__(
+        self, call: Call, target: Target, slot: Slot, generation: Generation, sent: int | None
+    ) -> None:
+        self.call = call
+        self.target = target
+        self.slot = slot
+        self.generation = generation
+        self.sent_max_tokens = sent
+        self.span: Span = NO_SPAN
+        self.first: list[Event] = []
+        self.prompt_tokens: int | None = None
+        """As the engine told; None as long as it has not."""
+        self.reported_tokens: int | None = None
+        """Output tokens over all choices, as the engine told."""
+        self.cached_tokens: int | None = None
+        self.counted_tokens = 0
+        """Output tokens as the gateway saw them pass."""
+        self.ended = False
+
+    def __enter__(self) -> "Answer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def note(self, events: list[Event]) -> None:
+        """Keep the books of what came: tokens, usage, the end."""
+        tokens = 0
+        for event in events:
+            if isinstance(event, Delta):
+                tokens += event.tokens
+            elif isinstance(event, Usage):
+                self.prompt_tokens = _latest(event.prompt_tokens, self.prompt_tokens)
+                self.reported_tokens = _latest(event.completion_tokens, self.reported_tokens)
+                self.cached_tokens = _latest(event.cached_tokens, self.cached_tokens)
+            elif isinstance(event, Done):
+                self.ended = True
+        self.counted_tokens += tokens
+        self.slot.progress(tokens)
+
+    @property
+    def completion_tokens(self) -> int:
+        """The engine's figure where it gave one (zero is a figure), else what was seen to pass."""
+        return self.counted_tokens if self.reported_tokens is None else self.reported_tokens
+
+    def release(self) -> None:
+        """Stop the engine if it still runs, give the slot back. Idempotent."""
+        self.generation.cancel()
+        self.slot.release()
+        self.span.end(
+            {
+                "gen_ai.usage.input_tokens": self.prompt_tokens,
+                "gen_ai.usage.output_tokens": self.completion_tokens,
+            },
+            None if self.ended else "incomplete",
+        )
+
+
+class PoolFailed(Exception):
+    """A pool could not give an answer: why, for the rule's `on:`, and what to tell the client at last."""
+
+    def __init__(self, reason: HopReason | None, error: GatewayError) -> None:
+        super().__init__(error.message)
+        self.reason = reason
+        """None: no other pool would do better, the request itself is at fault."""
+        self.error = error
+
+
+class Attempts:
+    """Finds a replica that answers."""
+
+    def __init__(
+        self,
+        queues: Mapping[str, PoolQueue],
+        counting: Counting,
+        budget: RetryBudget,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._queues = queues
+        self._counting = counting
+        self._budget = budget
+        self._metrics = metrics
+        self._clock = clock
+
+    async def first_answer(
+        self, call: Call, route: Route, estimate: Estimate, record: RequestRecord
+    ) -> Answer:
+        """Walk the chain until a replica answers; raise GatewayError when none does."""
+        self._budget.deposit()
+        if not any(target.usable for target in route.chain):
+            raise refusal_of(route)
+        failed: PoolFailed | None = None
+        for position, target in enumerate(route.chain):
+            if target.refusal is not None:
+                if refused_at(route.rule, target):
+                    if failed is None:
+                        raise target.refusal
+                    break  # the request was good enough for a pool that failed: that is what to tell
+                continue
+            last = not any(later.usable for later in route.chain[position + 1 :])
+            try:
+                return await self._try_pool(call, route.rule, target, estimate, record, last=last)
+            except PoolFailed as error:
+                failed = error
+                if error.reason is None or error.reason not in route.rule.on:
+                    break
+                if record.attempts >= MAX_ATTEMPTS:
+                    break
+        if failed is None:
+            raise refusal_of(route)
+        raise failed.error from failed
+
+    async def _try_pool(
+        self,
+        call: Call,
+        rule: Rule,
+        target: Target,
+        estimate: Estimate,
+        record: RequestRecord,
+        *,
+        last: bool,
+    ) -> Answer:
+        pool = target.pool
+        queue = self._queues[pool.name]
+        record.pool, record.engine = pool.name, pool.engine
+        try:
+            request = await self._request_for(call, target, estimate)
+        except UnsupportedByEngine as error:
+            raise PoolFailed("unavailable", error) from error
+        record.stage = "queued"
+        patience = rule.after if "overloaded" in rule.on and not last else pool.queue.max_wait
+        tried: set[str] = set()
+        failed: PoolFailed | None = None
+        while True:
+            asked = self._clock()
+            left = call.received + pool.timeouts.total - asked
+            try:
+                slot = await queue.acquire(
+                    estimate.prompt.tokens,
+                    estimate.total - estimate.prompt.tokens,
+                    wait=max(0.0, min(patience, left)),
+                    exclude=tried,
+                )
+            except Unavailable as error:
+                if failed is not None:
+                    raise failed from None
+                raise PoolFailed(
+                    "unavailable" if error.reason == "no_replica" else "overloaded", error
+                ) from error
+            finally:
+                record.queued += self._clock() - asked
+            tried.add(slot.ledger.replica.id)
+            try:
+                return await self._send(call, request, target, slot, estimate, record)
+            except EngineError as error:
+                failed = pool_failed(error, call)
+                if not error.retryable or record.attempts >= MAX_ATTEMPTS or len(tried) == len(queue.ledgers):
+                    raise failed from error
+                if not self._budget.withdraw():
+                    raise failed from error
+
+    async def _send(
+        self,
+        call: Call,
+        request: GenerateRequest,
+        target: Target,
+        slot: Slot,
+        estimate: Estimate,
+        record: RequestRecord,
+    ) -> Answer:
+        """One attempt on one replica, up to its first events. Owns `slot` until it returns an Answer."""
+        pool, ledger = target.pool, slot.ledger
+        span = record.span.child(
+            f"chat {target.model.name}" if call.dialect == "chat" else f"text_completion {target.model.name}",
+            {
+                "gen_ai.operation.name": "chat" if call.dialect == "chat" else "text_completion",
+                "gen_ai.request.model": target.engine_model,
+                "headgate.pool": pool.name,
+                "headgate.replica": ledger.replica.id,
+            },
+        )
+        generation: Generation | None = None
+        outcome: Literal["ok", "error", "cancelled"] = "cancelled"
+        try:
+            if span.traceparent is not None:
+                request = msgspec.structs.replace(request, traceparent=span.traceparent)
+            record.replica, record.max_tokens = ledger.replica.id, target.fit.sent
+            record.max_tokens_by = _cut_by(target, estimate, pool)
+            record.attempts += 1
+            record.stage = "waiting"
+            sent = self._clock()
+            left = call.received + pool.timeouts.total - sent
+            patience = min(pool.timeouts.first_token, left) if request.stream else left
+            try:
+                async with asyncio.timeout(patience):
+                    generation = await ledger.engine.generate(request)
+                    first = await generation.events()
+            except TimeoutError:
+                raise EngineError(
+                    ErrorKind.TIMEOUT, f"no first event in {patience:.3g} s", retryable=False
+                ) from None
+            finally:
+                record.upstream_wait += self._clock() - sent
+            ledger.reached()
+            answer = Answer(call, target, slot, generation, request.max_tokens)
+            answer.first = first
+            answer.span = span
+            outcome = "ok"
+            return answer
+        except EngineError as error:
+            outcome = "error"
+            span.end({}, error.kind.value)
+            ledger.last_error = f"{error.kind.value}: {error.message[:200]}"
+            if not error.reached:
+                ledger.unreachable(ledger.last_error)
+            raise
+        finally:
+            self._metrics.attempts.labels(pool.name, outcome).inc()
+            if outcome != "ok":
+                if generation is not None:
+                    generation.cancel()
+                slot.release()
+                span.end({}, outcome)
+
+    async def _request_for(self, call: Call, target: Target, estimate: Estimate) -> GenerateRequest:
+        """The call in the form this pool wants: its model name, its bound, text where it needs text."""
+        pool = target.pool
+        rendered: str | None = None
+        if call.request.messages is not None and not pool.adapter.applies_template:
+            prepared = await self._counting.prepare(
+                target.model, call.request, adds_bos=pool.adapter.adds_bos, counted=estimate.prompt
+            )
+            rendered = prepared.rendered
+        return msgspec.structs.replace(
+            call.request,
+            model=target.engine_model,
+            stream=streams_upstream(pool, call, estimate),
+            max_tokens=target.fit.sent,
+            rendered=rendered,
+        )
+
+
+def streams_upstream(pool: Pool, call: Call, estimate: Estimate) -> bool:
+    """Whether the engine is asked to stream (`upstream_stream`)."""
+    if call.stream or pool.upstream_stream == "always":
+        return True
+    return pool.upstream_stream == "auto" and estimate.total > STEP_BUDGET
+
+
+def pool_failed(error: EngineError, call: Call) -> PoolFailed:
+    """What an engine's error means for the chain, and for the client if nothing helps."""
+    reason: HopReason | None
+    match error.kind:
+        case ErrorKind.CLIENT | ErrorKind.UNSUPPORTED | ErrorKind.CONTEXT_LENGTH:
+            reason = "too_long" if error.kind is ErrorKind.CONTEXT_LENGTH else None
+        case ErrorKind.OVERLOADED:
+            reason = "overloaded"
+        case _:
+            reason = "failed" if error.reached else "unavailable"
+    return PoolFailed(reason, gateway_error_of(error, call))
+
+
+def gateway_error_of(error: EngineError, call: Call) -> GatewayError:
+    """An engine's error in the client's vocabulary; its text only where it is fit to be shown."""
+    text = engine_text(error.message)
+    match error.kind:
+        case ErrorKind.CLIENT:
+            return BadRequest(text or "The engine refuses this request.", param=error.param)
+        case ErrorKind.UNSUPPORTED:
+            return UnsupportedByEngine(text or "The engine cannot serve this request.", param=error.param)
+        case ErrorKind.CONTEXT_LENGTH:
+            return ContextLengthExceeded(
+                text or "The prompt is longer than the engine accepts.",
+                param="messages" if call.dialect == "chat" else "prompt",
+            )
+        case ErrorKind.OVERLOADED:
+            return Unavailable(
+                "The engines are overloaded.", reason="overloaded", retry_after=error.retry_after or 1.0
+            )
+        case ErrorKind.TIMEOUT:
+            return EngineTimeout("The engine did not answer in time.")
+        case ErrorKind.NOT_FOUND | ErrorKind.AUTH:
+            return EngineFailed("The engine refused the gateway; its operator can see why in the log.")
+        case ErrorKind.ENGINE:
+            if not error.reached:
+                return Unavailable("No engine can be reached for this model.", reason="no_replica")
+            return EngineFailed("The engine failed.")
+
+
+def _cut_by(target: Target, estimate: Estimate, pool: Pool) -> str | None:
+    """What cut the output below what the client asked for; None where nothing did."""
+    if not target.fit.clamped or target.fit.sent is None:
+        return None
+    asked = estimate.bound.tokens
+    return f"pool {pool.name}" if asked is None or target.fit.sent < asked else estimate.bound.by
+
+
+def _latest(new: int | None, old: int | None) -> int | None:
+    return old if new is None else new

@@ -1,0 +1,106 @@
+"""Explaining: the same decisions as for a real request, written down. Nothing is sent or charged."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.call import Call, Estimate
+from gateway.config.snapshot import Pool
+from gateway.queueing.pool_queue import PoolQueue
+from gateway.routing.router import Route, Target, refusal_of, refused_at
+
+
+def explain(call: Call, estimate: Estimate, route: Route, queues: Mapping[str, PoolQueue]) -> dict[str, Any]:
+    """Every rule tried, the count, the bounds, the chain, each candidate, and why; plain JSON."""
+    first = next((each for each in route.chain if each.usable or refused_at(route.rule, each)), None)
+    refusal = refusal_of(route) if first is None else first.refusal
+    return {
+        "model": call.model.name,
+        "asked_model": call.asked_model,
+        "tenant": call.tenant.name,
+        "class": call.priority_class.name,
+        "stream": call.stream,
+        "prompt": {
+            "tokens": estimate.prompt.tokens,
+            "exact": estimate.prompt.exact,
+            "source": estimate.prompt.source,
+        },
+        "max_tokens": {
+            "asked": estimate.bound.asked,
+            "bound": estimate.bound.tokens,
+            "by": estimate.bound.by,
+            "clamped": estimate.bound.clamped,
+        },
+        "estimate": {
+            "output": estimate.output,
+            "output_by": estimate.output_by,
+            "n": call.request.n,
+            "total": estimate.total,
+        },
+        "rules": [
+            {
+                "rule": trial.rule,
+                "matched": trial.mismatch is None,
+                "why": trial.mismatch or "every condition holds",
+            }
+            for trial in route.tried
+        ],
+        "rule": route.rule.name,
+        "fit": route.rule.fit,
+        "on": sorted(route.rule.on),
+        "chain": [_target(target, queues[target.pool.name]) for target in route.chain],
+        "goes_to": None if first is None or refusal is not None else first.pool.name,
+        "refused": None if refusal is None else {"status": refusal.status, "message": refusal.message},
+    }
+
+
+def _target(target: Target, queue: PoolQueue) -> dict[str, Any]:
+    pool = target.pool
+    return {
+        "pool": pool.name,
+        "engine": pool.engine,
+        "model": target.model.name,
+        "engine_model": target.engine_model or None,
+        "usable": target.usable,
+        "why": _why(target),
+        "max_tokens": target.fit.sent,
+        "clamped": target.fit.clamped,
+        "limits": _limits(pool),
+        "candidates": _candidates(queue),
+    }
+
+
+def _why(target: Target) -> str:
+    if not target.fit.fits:
+        return target.fit.why
+    return "takes it" if target.refusal is None else target.refusal.message
+
+
+def _limits(pool: Pool) -> dict[str, int | None]:
+    limits = pool.limits
+    return {"prompt": limits.prompt, "total": limits.total, "in_flight": limits.in_flight}
+
+
+def _candidates(queue: PoolQueue) -> list[dict[str, Any]]:
+    """The pool's replicas in the order in which they would be tried."""
+    order = queue.candidates()
+    rest = [ledger for ledger in queue.ledgers if ledger not in order]
+    rows = []
+    for rank, ledger in enumerate([*order, *rest]):
+        if ledger in rest:
+            why = "avoided: " + (ledger.last_error or "not ready")
+        elif not queue.has_room(ledger):
+            why = f"full: {ledger.in_flight} in flight"
+        elif rank == 0:
+            why = "fewest outstanding tokens"
+        else:
+            why = "more outstanding tokens, or listed later"
+        rows.append(
+            {
+                "replica": ledger.replica.id,
+                "outstanding_tokens": ledger.outstanding_tokens,
+                "in_flight": ledger.in_flight,
+                "weight": ledger.replica.weight,
+                "why": why,
+            }
+        )
+    return rows

@@ -1,0 +1,166 @@
+"""What is known about one request so far: the source of its log line, metrics, headers and admin row.
+
+A record is created when a request arrives and ends exactly once, with one outcome. Live records are kept
+in a `RecordBook`; at rest the book is empty and `accepted` equals the sum over all outcomes.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from gateway.telemetry.tracing import NO_SPAN, Span
+
+Outcome = Literal["completed", "failed", "cancelled", "rejected"]
+"""`rejected` requests were refused for their own sake (4xx); `failed` ones for ours or an engine's;
+`cancelled` ones lost their client."""
+
+Stage = Literal["receiving", "counting", "queued", "waiting", "streaming", "done"]
+
+
+class RequestRecord:
+    """Facts of one request, filled in as they become known. Times are loop times in seconds."""
+
+    __slots__ = (
+        "_book",
+        "attempts",
+        "completion_tokens",
+        "engine",
+        "error_code",
+        "estimated_total",
+        "first_byte",
+        "key_id",
+        "max_tokens",
+        "max_tokens_by",
+        "method",
+        "model",
+        "outcome",
+        "path",
+        "pool",
+        "priority_class",
+        "prompt_tokens",
+        "queued",
+        "received",
+        "replica",
+        "request_id",
+        "rule",
+        "shown_id",
+        "span",
+        "stage",
+        "status",
+        "stream",
+        "tenant",
+        "upstream_wait",
+        "usage_source",
+    )  # fmt: skip
+
+    def __init__(self, book: "RecordBook", request_id: str, method: str, path: str, received: float) -> None:
+        self._book = book
+        self.request_id = request_id
+        self.shown_id = request_id
+        """The client's own `x-request-id` where it is fit to be shown, else ours."""
+        self.method = method
+        self.path = path
+        self.received = received
+        self.stage: Stage = "receiving"
+        self.outcome: Outcome | None = None
+        self.status = 0
+        self.error_code: str | None = None
+        self.tenant: str | None = None
+        self.key_id: str | None = None
+        self.priority_class: str | None = None
+        self.model: str | None = None
+        self.stream = False
+        self.rule: str | None = None
+        self.pool: str | None = None
+        self.replica: str | None = None
+        self.engine: str | None = None
+        self.attempts = 0
+        self.prompt_tokens: int | None = None
+        """The gateway's count."""
+        self.estimated_total: int | None = None
+        self.max_tokens: int | None = None
+        """Sent to the engine, per choice."""
+        self.max_tokens_by: str | None = None
+        """What cut it below what the client asked for; None where nothing did."""
+        self.completion_tokens = 0
+        self.usage_source: Literal["engine", "counted"] = "counted"
+        self.queued = 0.0
+        """Seconds spent waiting for a replica."""
+        self.upstream_wait = 0.0
+        """Seconds spent waiting for engines before the first byte."""
+        self.span: Span = NO_SPAN
+        """The request's span; attempts are its children."""
+        self.first_byte: float | None = None
+        """When the first event was ready for the client."""
+
+    def finish(self, outcome: Outcome) -> None:
+        """Give the record its one outcome. Later calls do nothing."""
+        if self.outcome is None:
+            self.outcome = outcome
+            self.stage = "done"
+            self._book.close(self)
+
+    def overhead(self, now: float) -> float:
+        """Seconds until the first byte that neither the queue nor an engine is to blame for."""
+        until = self.first_byte if self.first_byte is not None else now
+        return max(0.0, until - self.received - self.queued - self.upstream_wait)
+
+    def as_row(self, now: float) -> dict[str, Any]:
+        """The record for people: admin listing and log line."""
+        ttft = None if self.first_byte is None else (self.first_byte - self.received) * 1e3
+        return {
+            "request_id": self.request_id,
+            "shown_id": self.shown_id if self.shown_id != self.request_id else None,
+            "method": self.method,
+            "path": self.path,
+            "status": self.status or None,
+            "outcome": self.outcome,
+            "error_code": self.error_code,
+            "stage": self.stage,
+            "tenant": self.tenant,
+            "key": self.key_id,
+            "class": self.priority_class,
+            "model": self.model,
+            "stream": self.stream,
+            "rule": self.rule,
+            "pool": self.pool,
+            "replica": self.replica,
+            "engine": self.engine,
+            "attempts": self.attempts,
+            "prompt_tokens": self.prompt_tokens,
+            "estimated_total": self.estimated_total,
+            "max_tokens": self.max_tokens,
+            "max_tokens_by": self.max_tokens_by,
+            "completion_tokens": self.completion_tokens,
+            "usage_source": self.usage_source,
+            "queue_ms": round(self.queued * 1e3, 2),
+            "ttft_ms": None if ttft is None else round(ttft, 2),
+            "overhead_ms": round(self.overhead(now) * 1e3, 2),
+            "duration_ms": round((now - self.received) * 1e3, 2),
+        }
+
+
+class RecordBook:
+    """The live records, and how many ended how."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, RequestRecord] = {}
+        self.accepted = 0
+        self.outcomes: Counter[Outcome] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[RequestRecord]:
+        return iter(self._live.values())
+
+    def open(self, request_id: str, method: str, path: str, clock: Callable[[], float]) -> RequestRecord:
+        record = RequestRecord(self, request_id, method, path, clock())
+        self._live[request_id] = record
+        self.accepted += 1
+        return record
+
+    def close(self, record: RequestRecord) -> None:
+        """Called by the record itself, once."""
+        if self._live.pop(record.request_id, None) is not None and record.outcome is not None:
+            self.outcomes[record.outcome] += 1

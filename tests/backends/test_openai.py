@@ -1,0 +1,35 @@
+"""The generic OpenAI engine: everything is forwarded."""
+
+import json
+
+from backends.contract import GenerateRequest
+from backends.openai.adapter import OpenAiAdapter
+
+ADAPTER = OpenAiAdapter()
+
+
+def test_everything_is_forwarded() -> None:
+    """Unknown fields and nulls, too: the engine behind knows best. Our id goes into its logs."""
+    request = GenerateRequest(
+        request_id="r-1",
+        model="m",
+        stream=False,
+        messages=[{"role": "user", "content": "hi"}],
+        parameters={"top_k": -1, "user": None, "unheard_of": {"a": [1]}},
+    )
+    sent = ADAPTER.encode(request)
+    assert sent.headers == {"content-type": "application/json", "x-request-id": "r-1"}
+    assert json.loads(sent.body) == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "top_k": -1,
+        "user": None,
+        "unheard_of": {"a": [1]},
+    }
+    assert ADAPTER.unsupported(request) is None
+
+
+def test_health_asks_for_the_models() -> None:
+    """/health is not OpenAI's, and one engine's generates a token. Loading is alive."""
+    assert ADAPTER.health_request().path == "/v1/models"
+    assert ADAPTER.read_health(503, b"").live

@@ -1,0 +1,259 @@
+# ruff: noqa: E501  # a row of a table here is a whole message
+"""Cross checks: names, chains, engines, files, and what is only worth a warning."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.gateway.config.conftest import MINIMAL
+
+Find = Callable[..., list[str]]
+DIGEST = "0" * 64
+
+TWO = """\
+version: 1
+models:
+  a: {tokenizer: {kind: estimate}, context: 8192}
+  b: {tokenizer: {kind: estimate}, aliases: [bee]}
+pools:
+  pa:
+    engine: trtllm
+    serves: a
+    replicas: [{id: a1, url: "http://127.0.0.1:9001"}]
+    labels: {environment: prod}
+  pb:
+    engine: openai
+    serves: {b: b}
+    replicas: [{id: b1, url: "http://127.0.0.1:9002"}]
+rules:
+  - name: first
+    when: {model: a}
+    pools: [pa]
+  - name: else
+    pools: [pb]
+tenants:
+  t:
+    keys: [{id: k, hash: "sha256:0000000000000000000000000000000000000000000000000000000000000000"}]
+"""
+
+
+def found(lines: list[str]) -> list[str]:
+    """Without the places, which other tests check."""
+    return [line.split(": ", 1)[1] for line in lines]
+
+
+def changed(*changes: tuple[str, str], text: str = TWO) -> str:
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+def test_the_file_that_the_others_change_is_good(warnings_of: Find) -> None:
+    assert warnings_of(TWO) == []
+    assert warnings_of(MINIMAL) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # Names.
+        ([("{model: a}", "{model: aa}")], ["rules[0].when.model: 'aa' is not a declared model (did you mean 'a'?)"]),
+        ([("{model: a}", "{model: [a, be]}")], [
+            "rules[0].when.model[1]: 'be' is not a declared model (did you mean 'bee'?)"]),
+        ([("{model: a}", "{tenant: tt, model: a}")], ["rules[0].when.tenant: 'tt' is not a tenant (did you mean 't'?)"]),
+        ([("[pa]", "[pc]")], ["rules[0].pools[0]: 'pc' is not a pool (valid: pa, pb)"]),
+        ([("name: else", "name: first")], ["rules[1].name: 'first' is the name of a rule already, in line 16"]),
+        ([("serves: a", "serves: [a, c]")], ["pools.pa.serves[1]: 'c' is not a declared model (valid: a, b)"]),
+        ([("aliases: [bee]", "aliases: [a, bee, bee, '*']")], [
+            "models.b.aliases[0]: 'a' is the name of a model already",
+            "models.b.aliases[2]: 'bee' is an alias already, in line 4",
+            "models.b.aliases[3]: '*' is no alias; declare a model of this name"]),
+        ([("id: b1", "id: a1")], ["pools.pb.replicas[0].id: 'a1' is the id of a replica already, in line 9"]),
+        ([('9001"}]', '9001"}, {id: a2, url: "http://127.0.0.1:9001/"}]')], [
+            "pools.pa.replicas[1].url: the same engine as in line 9"]),
+        # Chains.
+        ([("[pa]", "[pa, pb]")], ["rules[0].pools[1]: pool pb does not serve a (pools that do: pa)"]),
+        ([("[pa]", "[pa, pa]")], ["rules[0].pools[1]: pool pa is in this chain already, for the same model"]),
+        ([("[pa]", "[pa, {model: a, pools: [pa]}]")], [
+            "rules[0].pools[1].pools[0]: pool pa is in this chain already, for the same model"]),
+        ([("[pa]", "[pa, {model: b, pools: [pb, pb]}]")], [
+            "rules[0].pools[1].pools[1]: pool pb is in this chain already, for the same model"]),
+        ([("[pa]", "[pa, {model: bee, pools: [pb]}]")], [
+            "rules[0].pools[1].model: 'bee' is not a declared model (valid: a, b)"]),
+        ([("[pa]", "[{model: b, pools: [pa]}]")], [
+            "models.a: no rule sends this model to a pool that serves it",
+            "rules[0].pools[0].pools[0]: pool pa does not serve b (pools that do: pb)"]),
+        ([("pools: [pb]", "pools: [pa]")], [
+            "models.b: no rule sends this model to a pool that serves it",
+            "rules[1].pools[0]: pool pa serves none of the models that reach this rule (they are b)"]),
+        ([("  - name: else\n    pools: [pb]\n", "")], ["models.b: no rule sends this model to a pool that serves it"]),
+        ([("{model: a}", "{prompt_tokens: {}}")], [
+            "rules[0].when.prompt_tokens: names no bound: one or more of lt, lte, gt, gte"]),
+        # Engines.
+        ([("engine: trtllm", "engine: trt")], ["pools.pa.engine: 'trt' is not an engine kind (did you mean 'trtllm'?)"]),
+        ([("engine: trtllm", "engine: triton\n    options: {text_mode: deltaa, add_specialtokens: 1}")], [
+            "pools.pa.options.text_mode: bad value 'deltaa' (did you mean 'delta'?)",
+            "pools.pa.options.add_specialtokens: unknown option of triton (did you mean 'add_special_tokens'?)"]),
+        ([("engine: trtllm", "engine: trtllm\n    relay: raw")], [
+            "pools.pa.relay: 'raw' is not possible: trtllm's answers need patching (use auto)"]),
+        ([("engine: trtllm", "engine: tgi\n    relay: patched")], [
+            "pools.pa.relay: 'patched' is not possible: tgi answers are translated (use auto)"]),
+        ([("serves: {b: b}", "serves: {b: bert}\n    relay: raw")], [
+            "pools.pb.relay: 'raw' would show the engine's own name for b (use auto, or equal names in serves)"]),
+        # Numbers that contradict each other.
+        ([("serves: a", "serves: a\n    limits: {prompt: 5000, total: 4096}")], [
+            "pools.pa.limits.prompt: 5000 is more than the total, 4096"]),
+        ([("context: 8192", "context: 8192, max_tokens: {default: 9, ceiling: 5}")], [
+            "models.a.max_tokens.default: 9 is more than the ceiling, 5"]),
+        ([("context: 8192", "defaults: {temperature: 1, stream: true, max_tokens: 7}")], [
+            "models.a.defaults.stream: the gateway sets this field itself",
+            "models.a.defaults.max_tokens: the gateway sets this field itself (use max_tokens.default)"]),
+        # Tenants.
+        ([("  t:\n", "  t:\n    class: interactive\n    max_class: batch\n")], [
+            "tenants.t.class: class interactive is above max_class batch"]),
+        ([("  t:\n", "  t:\n    max_class: batch\n")], [
+            "tenants.t.max_class: class standard is above max_class batch"]),
+        ([("  t:\n", "  t:\n    limits: [{per: day}, {tokens: 1, requests: 1, per: day}]\n")], [
+            "tenants.t.limits[0]: a limit is of tokens or of requests: exactly one",
+            "tenants.t.limits[1]: a limit is of tokens or of requests: exactly one"]),
+        ([("  t:\n", "  t:\n    limits: [{tokens: 1, per: day}, {tokens: 1, per: hour}, {tokens: 2, per: day}]\n")], [
+            "tenants.t.limits[2]: tokens per day are limited already, in line 23"]),
+        ([("  t:\n", "  t:\n    allow: {models: [a, bb, 'x*'], environmint: [prod]}\n")], [
+            "tenants.t.allow.models[1]: 'bb' is not a declared model (did you mean 'b'?)",
+            ("tenants.t.allow.environmint: no pool has a label 'environmint', so this would allow nothing "
+            "(did you mean 'environment'?)")]),
+        ([(f'"sha256:{DIGEST}"}}]', f'"sha256:{DIGEST}"}}, {{id: k, hash: "sha256:{DIGEST}"}}]')], [
+            "tenants.t.keys[1].id: the same as in line 23",
+            "tenants.t.keys[1].hash: the same as in line 23"]),
+        # The server.
+        ([("version: 1\n", "version: 1\nserver: {listen: '127.0.0.1:8081'}\n")], [
+            "server.admin: this is the address of `listen` too"]),
+        ([("version: 1\n", "version: 1\nserver: {redis_url: 'redis://u:hunter2@h'}\n")], [
+            "server.redis_url: limits are per process in this version; redis_url must be null"]),
+        ([("version: 1\n", "version: 1\nserver: {listen: '0.0.0.0:80', authentication: off}\n")], [
+            ("server.authentication: 'off' lets everyone in who reaches `listen`, which is not a loopback address "
+            "(--insecure allows it)")]),
+        # Upstream.
+        ([("serves: a", "serves: a\n    upstream: {headers: {Host: x, X-Ok: y}, api_key: 'a b'}")], [
+            "pools.pa.upstream.headers: a header that the gateway sets itself",
+            "pools.pa.upstream.api_key: the key has a blank or a character that no header can hold"]),
+        ([("serves: a", "serves: a\n    upstream: {api_key: k, api_key_file: k}")], [
+            "pools.pa.upstream.api_key_file: api_key is given too; one of them"]),
+        ([("serves: a", "serves: a\n    upstream: {api_key_file: no/such, ca_file: ca.pem}")], [
+            ("pools.pa.upstream.api_key_file: cannot be read: No such file or directory "
+            "(paths count from this file's directory)"),
+            "pools.pa.upstream.ca_file: the value is not a file (paths count from this file's directory)"]),
+    ],
+)  # fmt: skip
+def test_cross_checks(problems: Find, changes: list[tuple[str, str]], expected: list[str]) -> None:
+    """One mistake, its problems, and no other."""
+    assert found(problems(changed(*changes))) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([("{model: a}", "{model: [a, b]}"), ("[pa]", "[pc]"), ("  pb:", "  pc: &p"), ("serves: {b: b}", "serves: [a, b]"),
+          ("pools: [pb]", "pools: [pc]")], [
+            "pools.pa: no rule sends anything to this pool",
+            "rules[1]: this rule never matches: rules above take all it asks for, or its bounds exclude all"]),
+        ([("pools: [pa]", "pools: [pa]\n  - {name: late, when: {model: a, stream: true}, pools: [pa]}")], [
+            "rules[1]: this rule never matches: rules above take all it asks for, or its bounds exclude all"]),
+        ([("pools: [pa]", "pools: [pa]\n  - {name: none, when: {model: b, prompt_tokens: {gt: 5, lt: 3}}, pools: [pb]}")], [
+            "rules[1]: this rule never matches: rules above take all it asks for, or its bounds exclude all"]),
+        ([("{model: a}", "{model: a, stream: true}")], [
+            "rules[1].pools: requests for a reach this rule, but no pool of its chain serves them"]),
+        ([("- name: else", "- name: else\n    when: {model: bee, class: [batch, standard]}")], [
+            "models.b: some requests for this model match no rule, and get an error"]),
+        ([("serves: a", "serves: a\n    limits: {total: 9000}")], [
+            "pools.pa.limits.total: more than the 8192 tokens of a's context; that is the bound then"]),
+        ([("context: 8192", "context: 8192, max_tokens: {ceiling: 9000}")], [
+            "models.a.max_tokens.ceiling: more than the model's context of 8192 tokens; that is the bound then"]),
+        ([("9002", "9001")], [
+            "pools.pb.replicas[0].url: the same engine as in line 9; neither pool sees the other's load"]),
+        ([("pools: [pa]", "pools: [pa]\n    after_ms: 50")], [
+            "rules[0].after_ms: has no effect unless `on` has overloaded"]),
+        ([("  t:\n", "  t:\n    allow: {environment: [prod, prd]}\n")], [
+            "tenants.t.allow.environment[1]: no pool has this label as 'prd' (did you mean 'prod'?)"]),
+        ([(f'[{{id: k, hash: "sha256:{DIGEST}"}}]', "[]")], [
+            "tenants: no tenant has a key, so every request will be answered 401"]),
+    ],
+)  # fmt: skip
+def test_what_is_allowed_but_hardly_meant(
+    warnings_of: Find, changes: list[tuple[str, str]], expected: list[str]
+) -> None:
+    assert found(warnings_of(changed(*changes))) == expected
+
+
+def test_two_halves_of_a_model_leave_nothing_for_a_third_rule(warnings_of: Find) -> None:
+    text = changed(
+        ("{model: a}", "{model: a, estimated_total_tokens: {lte: 100}}"),
+        (
+            "pools: [pa]",
+            (
+                "pools: [pa]\n  - {name: more, when: {model: a, estimated_total_tokens: {gt: 100}}, pools: [pa]}"
+                "\n  - {name: rest, when: {model: a}, pools: [pa]}"
+            ),
+        ),
+    )
+    assert [line.split(": ")[1] for line in warnings_of(text)] == ["rules[2]"]
+
+
+def test_a_fault_in_a_pool_hides_no_dangling_name_elsewhere(problems: Find) -> None:
+    """And what may only be unreadable is not called missing: pa's `serves` is, so nothing is said of `a`."""
+    text = changed(
+        ("serves: a", "serves: [1]"), ("pools: [pb]", "pools: [pd]"), ("  t:\n", "  t:\n    weight: x\n")
+    )
+    assert found(problems(text)) == [
+        "pools.pa.serves: this is not a mapping",
+        "rules[1].pools[0]: 'pd' is not a pool (valid: pa, pb)",
+        "tenants.t.weight: 'x' is not a number",
+    ]
+
+
+def test_a_section_that_cannot_be_read_declares_unknown_names_not_none(problems: Find) -> None:
+    text = TWO[: TWO.index("pools:\n")] + "pools: []\n" + TWO[TWO.index("rules:\n") :]
+    assert found(problems(text)) == ["pools: this is not a mapping"]
+
+
+def test_an_undeclared_model_may_be_declared_as_a_star(problems: Find) -> None:
+    text = changed(("  b: {", "  '*': {"), ("serves: {b: b}", "serves: {'*': any}"))
+    assert problems(text) == []
+
+
+def test_insecure_is_a_decision_of_the_command_line(problems: Find) -> None:
+    text = changed(("version: 1\n", "version: 1\nserver: {listen: '0.0.0.0:80', authentication: off}\n"))
+    assert problems(text, force_open=True) == []
+    assert problems(text.replace("0.0.0.0", "localhost")) == []
+
+
+def test_files_count_from_the_directory_of_the_file(problems: Find, tmp_path: Path) -> None:
+    text = changed(
+        (
+            "a: {tokenizer: {kind: estimate}",
+            "a: {tokenizer: {kind: huggingface, path: tok, chat_template: t.jinja}",
+        ),
+        ("b: {tokenizer: {kind: estimate}", "b: {tokenizer: {kind: tiktoken, encoding: e, path: v.tiktoken}"),
+    )
+    assert found(problems(text)) == [
+        "models.a.tokenizer.path: 'tok' is not a directory (paths count from this file's directory)",
+        "models.a.tokenizer.chat_template: 't.jinja' is not a file (paths count from this file's directory)",
+        "models.b.tokenizer.path: 'v.tiktoken' is not a file (paths count from this file's directory)",
+    ]
+    (tmp_path / "tok").mkdir()
+    for name in ("t.jinja", "v.tiktoken"):
+        (tmp_path / name).touch()
+    assert problems(text) == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"\xff", b"two words", b"x" * 70_000, b"tab\tbed", b"\xc3\xa9"]
+)
+def test_bad_secret_files(problems: Find, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "key").write_bytes(content)
+    lines = problems(changed(("serves: a", "serves: a\n    upstream: {api_key_file: key}")))
+    assert len(lines) == 1
+    assert "upstream.api_key_file: " in lines[0]
+    assert "words" not in lines[0]
