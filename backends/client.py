@@ -10,8 +10,6 @@ Who retries what is decided elsewhere; here an error only learns the facts: whet
 at all, and whether a piece of the answer had been handed out before it.
 """
 
-from typing import Protocol
-
 from backends.contract import (
     ConnectFailed,
     Decoder,
@@ -25,31 +23,13 @@ from backends.contract import (
     Exchange,
     Failure,
     GenerateRequest,
-    HttpRequest,
+    Transport,
     TransportError,
 )
 
-__all__ = ["ClientGeneration", "EngineClient", "FinishingExchange", "FinishingTransport"]
+__all__ = ["ClientGeneration", "EngineClient"]
 
 DEFAULT_MAX_PENDING_BYTES = 64 * 1024 * 1024
-
-
-class FinishingExchange(Exchange, Protocol):
-    """An exchange whose reader may know, by the last event, that it has read enough."""
-
-    def finish(self) -> None:
-        """Want no more of it: let its end arrive soon and keep the connection, else drop it.
-
-        Idempotent, never waits.
-        """
-
-
-class FinishingTransport(Protocol):
-    """A `Transport` of such exchanges."""
-
-    async def open(self, endpoint: Endpoint, request: HttpRequest) -> FinishingExchange: ...
-
-    async def aclose(self) -> None: ...
 
 
 class EngineClient:
@@ -58,7 +38,7 @@ class EngineClient:
     def __init__(
         self,
         adapter: EngineAdapter,
-        transport: FinishingTransport,
+        transport: Transport,
         endpoint: Endpoint,
         *,
         max_pending_bytes: int = DEFAULT_MAX_PENDING_BYTES,
@@ -97,7 +77,7 @@ class ClientGeneration:
 
     __slots__ = ("_decoder", "_delivered", "_ended", "_error", "_exchange", "_max_pending_bytes", "_pending")
 
-    def __init__(self, exchange: FinishingExchange, decoder: Decoder, max_pending_bytes: int) -> None:
+    def __init__(self, exchange: Exchange, decoder: Decoder, max_pending_bytes: int) -> None:
         self._exchange = exchange
         self._decoder = decoder
         self._max_pending_bytes = max_pending_bytes

@@ -102,7 +102,7 @@ class Unsupported:
 
 
 class Delta(msgspec.Struct, kw_only=True):
-    """A piece of one choice. Never empty: it has text, tool calls, logprobs, extra fields or a finish reason."""
+    """A piece of one choice. Never empty: there is text, or any other field but `tokens` and `raw`."""
 
     index: int = 0
     text: str = ""
@@ -298,12 +298,16 @@ class Exchange(Protocol):
         Raises ConnectionBroken or ResponseInvalid. No timeout of its own: the caller sets one.
         """
 
+    def finish(self) -> None:
+        """Want no more of it, its meaning being complete: the connection is kept if the body's end arrives
+        soon, else dropped. Idempotent, never waits."""
+
     def cancel(self) -> None:
         """Drop the connection at once, unless the body has ended cleanly. Idempotent, never waits."""
 
 
 class Transport(Protocol):
-    """The data path's HTTP client. Four methods: open, Exchange.events, Exchange.cancel, aclose."""
+    """The data path's HTTP client: open, then an exchange's events and cancel (or finish), and aclose."""
 
     async def open(self, endpoint: Endpoint, request: HttpRequest) -> Exchange:
         """Send `request` and wait for the head of the answer.

@@ -155,6 +155,7 @@ class OpenAiDecoder(AnswerDecoder):
         self._choices = choices
         self._finished: set[int] = set()
         self._calling: set[int] = set()  # choices with a tool call
+        self._held = b""  # events that mean nothing by themselves, such as the role, travel with the next one
 
     def read_event(self, data: bytes, raw: bytes) -> None:
         if data.startswith(_DONE) and data.strip() == _DONE:
@@ -164,18 +165,24 @@ class OpenAiDecoder(AnswerDecoder):
         if answer is None:
             return
         usage = _usage(answer.usage)
+        carried = False
+        raw, self._held = self._held + raw, b""
         try:
             for position, choice in enumerate(_choices(answer)):
                 delta = self._delta(choice, position, streamed=True)
                 if delta is not None:
-                    delta.raw, raw = raw, None  # type: ignore[assignment]  # the first delta carries it
+                    if not carried:
+                        delta.raw, carried = raw, True
                     self.emit(delta)
         except _ChoiceError as broken:
             self.fail(broken.kind, broken.message)
             return
         if usage is not None:
-            usage.raw = raw if answer.choices == [] else None
+            if not carried and answer.choices == []:
+                usage.raw, carried = raw, True
             self.emit(usage)
+        if not carried:
+            self._held = raw
 
     def read_document(self, data: bytes) -> None:
         answer = self._parse(data)

@@ -186,12 +186,8 @@ class _Connection(ResponseHandler):
         super().data_received(data)
         if self._body is None and self.received > _HEAD_LIMIT:
             self.set_exception(HttpProcessingError(message=f"head of more than {_HEAD_LIMIT} bytes"))
-        invalid = self.exception()
-        if isinstance(invalid, HttpProcessingError) and self.transport is not None:
+        if isinstance(invalid := self.exception(), HttpProcessingError):
             self._fail_body(invalid)
-            # aiohttp closes after malformed bytes, which waits for unsent ones. Not `self.abort`: that
-            # forgets the exception.
-            self.transport.abort()
 
     def feed_data(self, data: tuple[RawResponseMessage, aiohttp.StreamReader], size: int = 0) -> None:
         """Take a parsed head and its body to come; the parser calls it for each answer."""

@@ -1,1 +1,32 @@
-"""The gateway."""
+"""The gateway: who may ask, what it costs, which engine answers, and how the answer gets back.
+
+The rooms, in the order in which a request meets them:
+
+    serving.py     two listeners on uvicorn, start and drain
+    app.py         composition root: builds every part once and wires them; the routes
+    middleware/    request id, record and log line of every request
+    api/           the public OpenAI dialect: receive, read, render, reply; errors; models; probes
+    tenants/       key -> tenant
+    pipeline.py    THE request's way: one function, read from top to bottom
+    call.py        Call, PromptCount, Bound, Estimate: what the rooms hand to each other
+    tokens/        counting, chat templates, max_tokens policy, the estimate
+    routing/       rules -> chain of pools; explain
+    limits/        tenants' quotas: reserve, settle, refund
+    fallbacks.py   attempts: queue, send, next replica, next pool; up to the first event
+    queueing/      who gets the next free replica of a pool
+    fleet/         replicas: ledger of what is in flight, cool-down, probes
+    relay.py       events -> client, with the clock running
+    runtime.py     what lives as long as one configuration
+    config/        routes.yaml: grammar, checks with line numbers, the immutable snapshot
+    admin/         the admin API and its key
+    telemetry/     metrics, traces, logs, the record of each request
+    errors.py      everything that can be refused or fail, drawn as a tree
+    cli/           headgate serve | check | explain | engine | demo | keys
+
+The gateway knows engines by `backends.contract` alone; only app.py (and the command line, for simulated
+engines) imports more of `backends`. `pyproject.toml` holds the layers, and `make test` enforces them.
+
+Where does something new belong? An engine: a folder in `backends/` and a line in `backends/registry.py`.
+A condition of a rule: `config/schema.py`, `When`, and `routing/router.py:mismatch_of`. A limit: `limits/`.
+A policy on lengths: `tokens/bounding.py`. An order in the queue: `queueing/`. A header: `api/replies.py`.
+"""

@@ -13,7 +13,7 @@ from gateway.config.snapshot import Snapshot
 from gateway.errors import GatewayError
 from gateway.fallbacks import Answer, Attempts
 from gateway.limits.quotas import Limiter
-from gateway.relay import Reply, relay
+from gateway.relay import Reply, fail, relay
 from gateway.routing.router import choose_route, prompt_param
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.records import RequestRecord
@@ -58,7 +58,7 @@ class Pipeline:
                     raise
                 record.error_code = error.code
                 record.finish("failed")
-                await reply.fail(error)
+                await fail(answer, reply, error)
             finally:
                 reservation.settle(self.settle(answer, expected, record))  # 12 settle
 

@@ -6,7 +6,7 @@ to the client, the request as a whole.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from backends.contract import EngineError, Event
@@ -48,11 +48,7 @@ async def relay(answer: Answer, reply: Reply, record: RequestRecord, clock: Call
     answer.first = []
     while True:
         answer.note(events)
-        try:
-            async with asyncio.timeout(timeouts.send):
-                await reply.write(events)
-        except TimeoutError:
-            raise ClientGone(f"the client read nothing for {timeouts.send:g} s") from None
+        await _sent(reply.write(events), timeouts.send)
         if answer.ended:
             return
         patience = min(timeouts.idle, deadline - clock())
@@ -64,3 +60,16 @@ async def relay(answer: Answer, reply: Reply, record: RequestRecord, clock: Call
         except EngineError as error:
             answer.slot.ledger.last_error = f"{error.kind.value}: {error.message[:200]}"
             raise gateway_error_of(error, answer.call) from error
+
+
+async def fail(answer: Answer, reply: Reply, error: GatewayError) -> None:
+    """Tell the client that a started reply has failed. Raises ClientGone when it does not read."""
+    await _sent(reply.fail(error), answer.target.pool.timeouts.send)
+
+
+async def _sent(write: Awaitable[None], patience: float) -> None:
+    try:
+        async with asyncio.timeout(patience):
+            await write
+    except TimeoutError:
+        raise ClientGone(f"the client read nothing for {patience:g} s") from None

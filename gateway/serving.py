@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.api.asgi import App
 from gateway.app import Gateway
@@ -29,6 +30,17 @@ class Addresses:
 
     data: str
     admin: str
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, with one more thing in the scope: a way to cut the connection.
+
+    ASGI has none, and closing a connection whose client does not read waits for that client for ever.
+    """
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["headgate.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # ours
 
 
 class _Listener(uvicorn.Server):
@@ -115,7 +127,7 @@ async def _drained(gateway: Gateway, signals: asyncio.Queue[None]) -> None:
 def _listener(app: App) -> _Listener:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         access_log=False,

@@ -1,5 +1,6 @@
 """Errors on the wire: the one place where a GatewayError becomes a status, headers and a body."""
 
+import asyncio
 import logging
 import math
 from typing import Any
@@ -71,6 +72,9 @@ class ErrorRing:
             if record is not None:
                 record.status, record.error_code = 499, "client_closed"
                 record.finish("cancelled")
+            if (abort := scope.get("headgate.abort")) is not None:
+                abort()  # it may be there still, without reading
+                await asyncio.sleep(0)  # let the server notice, or it complains of an unfinished answer
             return
         except Exception:
             # A fault of ours. The client learns that much; the log has the rest.

@@ -86,12 +86,13 @@ def test_choices_are_n_for_each_prompt(prompt: Any, n: int, expected: int) -> No
 
 
 def test_a_stream_becomes_deltas_usage_and_done_with_their_bytes() -> None:
-    """Each event's bytes travel with the first thing decoded from it; a role alone is nothing."""
+    """Each event's bytes travel with the first thing decoded from it; a role alone, with the next."""
+    role = chunk({"role": "assistant", "content": ""})
     first, second = chunk({"content": "Hel"}), chunk({"content": "lo"}, "length")
     usage = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}}
-    body = sse(chunk({"role": "assistant", "content": ""}), first, second, {"choices": [], "usage": usage})
+    body = sse(role, first, second, {"choices": [], "usage": usage})
     assert events(body) == [
-        Delta(text="Hel", tokens=1, raw=sse(first, done=False)),
+        Delta(text="Hel", tokens=1, raw=sse(role, first, done=False)),
         Delta(text="lo", tokens=1, finish_reason="length", raw=sse(second, done=False)),
         Usage(
             prompt_tokens=9,

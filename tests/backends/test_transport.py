@@ -1106,6 +1106,18 @@ async def test_tls_with_wrong_name(transport: AiohttpTransport, certificates: Pa
 
 
 @on_every_transport
+async def test_tls_aclose_waits_for_what_was_cancelled(
+    transport: AiohttpTransport, certificates: Path
+) -> None:
+    """A connection dropped just before `aclose`, which takes TLS some turns, has left after it."""
+    async with tls_server(certificates, sends(STREAM, then=Peer.wait_closed)) as server:
+        exchange = await transport.open(at(server, "https", ca_file=str(certificates / "ca.pem")), POST)
+        exchange.cancel()
+        await transport.aclose()
+        assert transport._alive == set()
+
+
+@on_every_transport
 async def test_tls_cancel_at_each_suspension(transport: AiohttpTransport, certificates: Path) -> None:
     """Cancelled within the reading of certificates and the handshake, nothing is left either."""
 

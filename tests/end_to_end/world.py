@@ -147,6 +147,7 @@ async def world(
 ) -> AsyncIterator[World]:
     """Engines by pool, each `{kind, replicas?, and options of simulated.serve}`; a gateway before them.
 
+    `{kind, url, served}` is an engine that runs already, and the name of its model; nothing is simulated.
     `pools` adds to what routes.yaml says of a pool. Replicas are called `<pool>-1`, `<pool>-2`, ...
     """
     tasks_before, descriptors_before = len(asyncio.all_tasks()), descriptors()
@@ -156,14 +157,15 @@ async def world(
         for pool, options in engines.items():
             options = {"speed": 20.0, **options}
             kind, count = options.pop("kind"), options.pop("replicas", 1)
-            served = "ensemble" if kind == "triton" else "m"
+            served = options.pop("served", "ensemble" if kind == "triton" else "m")
+            url = options.pop("url", None)
             replicas = []
-            for number in range(1, count + 1):
-                engine = await stack.enter_async_context(
-                    serve(kind, **{"model": served, "tokenizer": tokenizer(), **options})
-                )
-                started[f"{pool}-{number}"] = engine
-                replicas.append({"id": f"{pool}-{number}", "url": engine.url})
+            for name in [f"{pool}-{number}" for number in range(1, count + 1)]:
+                if url is None:
+                    started[name] = await stack.enter_async_context(
+                        serve(kind, **{"model": served, "tokenizer": tokenizer(), **options})
+                    )
+                replicas.append({"id": name, "url": url or started[name].url})
             written[pool] = {"engine": kind, "serves": {"m": served}, "replicas": replicas}
             written[pool].update((pools or {}).get(pool, {}))
         path = tmp_path / "routes.yaml"
