@@ -155,9 +155,10 @@ class ClientGone(Exception):
 
 
 _UNFIT = re.compile(
-    r"Traceback|File \"|0x[0-9a-fA-F]{6,}|\w://|(?:^|[\s'\"(=])(?:/[\w.-]+){2,}|[A-Za-z]:\\|\b\d+\.\d+\.\d+\.\d+\b"
+    r"Traceback|File \"|0x[0-9a-fA-F]{6,}|\w://|(?:^|[\s'\"(=])(?:/[\w.-]+){2,}|[A-Za-z]:\\"
+    r"|\b\d+\.\d+\.\d+\.\d+\b|\w:\d{4,5}\b|::"
 )
-"""What must not leave the house: tracebacks, addresses, URLs, file paths, IP numbers."""
+"""What must not leave the house: tracebacks, addresses, URLs, file paths, hosts with their ports."""
 
 ENGINE_TEXT_LIMIT = 400
 """Characters of an engine's message that a client may see."""

@@ -218,6 +218,8 @@ class Attempts:
         while True:
             asked = self._clock()
             left = call.received + pool.timeouts.total - asked
+            if left <= 0:
+                raise PoolFailed(None, EngineTimeout("The time for this request is over."))
             try:
                 slot = await queue.acquire(
                     estimate.prompt.tokens,
@@ -253,19 +255,21 @@ class Attempts:
         record: RequestRecord,
     ) -> Answer:
         """One attempt on one replica, up to its first events. Owns `slot` until it returns an Answer."""
-        pool, ledger = target.pool, slot.ledger
-        span = record.span.child(
-            f"chat {target.model.name}" if call.dialect == "chat" else f"text_completion {target.model.name}",
-            {
-                "gen_ai.operation.name": "chat" if call.dialect == "chat" else "text_completion",
-                "gen_ai.request.model": target.engine_model,
-                "headgate.pool": pool.name,
-                "headgate.replica": ledger.replica.id,
-            },
-        )
+        pool, ledger, span = target.pool, slot.ledger, NO_SPAN
         generation: Generation | None = None
         outcome: Literal["ok", "error", "cancelled"] = "cancelled"
         try:
+            span = record.span.child(
+                f"chat {target.model.name}"
+                if call.dialect == "chat"
+                else f"text_completion {target.model.name}",
+                {
+                    "gen_ai.operation.name": "chat" if call.dialect == "chat" else "text_completion",
+                    "gen_ai.request.model": target.engine_model,
+                    "headgate.pool": pool.name,
+                    "headgate.replica": ledger.replica.id,
+                },
+            )
             if span.traceparent is not None:
                 request = msgspec.structs.replace(request, traceparent=span.traceparent)
             record.replica, record.max_tokens = ledger.replica.id, target.fit.sent
@@ -296,7 +300,9 @@ class Attempts:
             span.end({}, error.kind.value)
             ledger.last_error = f"{error.kind.value}: {error.message[:200]}"
             if not error.reached:
-                ledger.unreachable(ledger.last_error)
+                cooling = ledger.unreachable(ledger.last_error)
+                # Those in line may have it again as soon as it is no longer avoided.
+                asyncio.get_running_loop().call_later(cooling, self._queues[pool.name].dispatch)
             raise
         finally:
             self._metrics.attempts.labels(pool.name, outcome).inc()

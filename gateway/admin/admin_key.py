@@ -40,14 +40,14 @@ def find_admin_key(given: str | None, state: Path, *, loopback: bool) -> AdminKe
             "an admin listener off loopback needs HEADGATE_ADMIN_KEY or HEADGATE_ADMIN_KEY_FILE"
         )
     kept = state / FILE_NAME
-    if kept.is_file() and _DIGEST.fullmatch(digest := kept.read_text(errors="replace").strip()):
-        return AdminKey(digest)
     key = new_key()
     try:
+        if kept.is_file() and _DIGEST.fullmatch(digest := kept.read_text(errors="replace").strip()):
+            return AdminKey(digest)
         state.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(digest_of(key) + "\n")
     except OSError:
-        pass  # nothing is writable here: the key holds for this process only
+        pass  # nothing can be kept here: the key holds for this process only
     return AdminKey(digest_of(key), key)

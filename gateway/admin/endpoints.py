@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from gateway.api.asgi import Receive, Scope, Send, header, send_json
+from gateway.api.asgi import Receive, Scope, Send, authorization, send_json
 from gateway.api.reading import decode_body, read_call
 from gateway.api.receiving import check_media_type, read_body
 from gateway.call import Dialect
@@ -33,7 +33,7 @@ class AdminEndpoint:
         self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._authenticator.require_admin(self._runtime().snapshot, header(scope, b"authorization"))
+        self._authenticator.require_admin(self._runtime().snapshot, authorization(scope))
         await send_json(scope, send, 200, await self._handler(scope, receive))
 
 

@@ -44,6 +44,12 @@ async def send_json(scope: Scope, send: Send, status: int, value: object, header
     await send_body(scope, send, status, encode_json(value), headers=headers)
 
 
+def authorization(scope: Scope) -> bytes | None:
+    """The Authorization header; None where there is none, or more than one: which would be meant?"""
+    values = [bytes(value) for key, value in scope["headers"] if key == b"authorization"]
+    return values[0] if len(values) == 1 else None
+
+
 def header(scope: Scope, name: bytes) -> bytes | None:
     """The first header of that (lower-case) name."""
     for key, value in scope["headers"]:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from gateway.api.asgi import Receive, Scope, Send, header
+from gateway.api.asgi import Receive, Scope, Send, authorization, header
 from gateway.api.reading import decode_body, read_call
 from gateway.api.receiving import DisconnectWatch, check_media_type, read_body
 from gateway.api.replies import StreamReply, WholeReply
@@ -34,7 +34,7 @@ class GenerationEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record: RequestRecord = scope["headgate.record"]
         runtime = self._runtime()  # one snapshot for the whole way
-        tenant, key = self._authenticator.tenant(runtime.snapshot, header(scope, b"authorization"))
+        tenant, key = self._authenticator.tenant(runtime.snapshot, authorization(scope))
         record.tenant = tenant.name
         record.key_id = key.id if key is not None else None
         if self._draining():
@@ -65,5 +65,6 @@ class GenerationEndpoint:
             except asyncio.CancelledError:
                 if reply.started and self._draining() and not watch.gone:
                     # The drain time is over: say so instead of cutting the stream.
-                    await reply.fail(Unavailable("The gateway is shutting down.", reason="draining"))
+                    async with asyncio.timeout(1):
+                        await reply.fail(Unavailable("The gateway is shutting down.", reason="draining"))
                 raise

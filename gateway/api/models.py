@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from gateway.api.asgi import Receive, Scope, Send, header, send_json
+from gateway.api.asgi import Receive, Scope, Send, authorization, send_json
 from gateway.config.snapshot import Model, Snapshot
 from gateway.errors import ModelNotFound
 from gateway.runtime import Runtime
@@ -23,7 +23,7 @@ class ModelsEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         snapshot = self._runtime().snapshot
-        tenant, _ = self._authenticator.tenant(snapshot, header(scope, b"authorization"))
+        tenant, _ = self._authenticator.tenant(snapshot, authorization(scope))
         record: RequestRecord = scope["headgate.record"]
         record.tenant = tenant.name
         asked: str | None = scope["path_params"].get("model")

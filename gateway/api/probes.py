@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 from collections.abc import Callable
 
-from gateway.api.asgi import Receive, Scope, Send, header, send_body, send_json
+from gateway.api.asgi import Receive, Scope, Send, authorization, send_body, send_json
 from gateway.errors import InvalidKey, NoSuchRoute
 from gateway.runtime import Runtime
 from gateway.telemetry.metrics import CONTENT_TYPE, Metrics
@@ -44,7 +44,7 @@ class MetricsEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         server = self._runtime().snapshot.server
-        authorized = self._authenticator.is_admin(header(scope, b"authorization"))
+        authorized = self._authenticator.is_admin(authorization(scope))
         if self._admin:
             if not authorized and not is_loopback(server.admin[0]):
                 raise InvalidKey("Send the administrator's key as `authorization: Bearer <key>`.")

@@ -51,11 +51,17 @@ class ReplicaLedger:
         """Whether the replica failed to answer lately and should be left alone if others can serve."""
         return self.ready is False or self._clock() < self._avoid_until
 
-    def unreachable(self, why: str) -> None:
-        """Note that no connection could be made, and avoid the replica for a while."""
+    def unreachable(self, why: str) -> float:
+        """Note that no connection could be made, and avoid the replica for a while: the seconds of it.
+
+        Requests that failed together count once: while the replica is avoided already, nothing is added.
+        """
         self.last_error = why
-        self._avoid_until = self._clock() + min(COOL_DOWN_FIRST * 2**self._failures, COOL_DOWN_MAX)
-        self._failures = min(self._failures + 1, 16)
+        now = self._clock()
+        if now >= self._avoid_until:
+            self._avoid_until = now + min(COOL_DOWN_FIRST * 2**self._failures, COOL_DOWN_MAX)
+            self._failures = min(self._failures + 1, 16)
+        return self._avoid_until - now
 
     def reached(self) -> None:
         """Note that the replica answers again."""

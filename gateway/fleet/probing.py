@@ -20,63 +20,77 @@ log = logging.getLogger("headgate.probing")
 INTERVAL = 5.0
 TIMEOUT = 3.0
 """Seconds between two probes of a replica, and for one of them."""
+MAX_ANSWER = 65536
+"""Bytes of a health answer that are looked at."""
 
 
 class Prober:
     """Keeps `ReplicaLedger.ready` true to life."""
 
     def __init__(self, targets: Iterable[tuple[ReplicaLedger, Endpoint, Callable[[], None]]]) -> None:
-        """Each target: the replica, where it is, and what to call when it becomes ready."""
+        """Each target: the replica, where it is, and what to call after a probe."""
         self._targets = tuple(targets)
 
     async def run(self) -> None:
         """Probe every replica, for ever."""
         async with asyncio.TaskGroup() as group:
-            for ledger, endpoint, became_ready in self._targets:
-                group.create_task(self._watch(ledger, endpoint, became_ready))
+            for ledger, endpoint, changed in self._targets:
+                group.create_task(self._watch(ledger, endpoint, changed))
 
-    async def _watch(
-        self, ledger: ReplicaLedger, endpoint: Endpoint, became_ready: Callable[[], None]
-    ) -> None:
-        verify = await asyncio.to_thread(_ssl_context, endpoint)
-        async with httpx.AsyncClient(verify=verify, timeout=TIMEOUT, trust_env=False) as client:
-            while True:
-                await self.probe(client, ledger, endpoint, became_ready)
-                await asyncio.sleep(INTERVAL)
+    async def _watch(self, ledger: ReplicaLedger, endpoint: Endpoint, changed: Callable[[], None]) -> None:
+        while True:
+            try:
+                verify = await asyncio.to_thread(_ssl_context, endpoint)
+                async with httpx.AsyncClient(verify=verify, timeout=TIMEOUT, trust_env=False) as client:
+                    while True:
+                        await self.probe(client, ledger, endpoint, changed)
+                        await asyncio.sleep(INTERVAL)
+            except (OSError, ValueError) as error:  # a CA file that is not there or is none
+                self._note(ledger, False, f"health: {error}")
+            await asyncio.sleep(INTERVAL)
 
     async def probe(
         self,
         client: httpx.AsyncClient,
         ledger: ReplicaLedger,
         endpoint: Endpoint,
-        became_ready: Callable[[], None],
+        changed: Callable[[], None],
     ) -> None:
-        """One probe."""
+        """One probe; calls `changed` after it."""
         adapter = ledger.engine.adapter
         question = adapter.health_request()
         try:
-            async with asyncio.timeout(TIMEOUT):
-                answer = await client.request(
+            async with (
+                asyncio.timeout(TIMEOUT),
+                client.stream(
                     question.method,
                     endpoint.base_url + question.path,
                     headers={**endpoint.headers, **question.headers},
                     content=question.body,
-                )
-            ready = adapter.read_health(answer.status_code, answer.content).ready
+                ) as answer,
+            ):
+                body = b""
+                async for piece in answer.aiter_bytes():
+                    body += piece
+                    if len(body) > MAX_ANSWER:
+                        break
+            ready = adapter.read_health(answer.status_code, body).ready
             why = f"health answers {answer.status_code}"
-        except (httpx.HTTPError, TimeoutError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             ready, why = False, f"health: {str(error) or type(error).__name__}"
-        before = ledger.ready
-        ledger.ready = ready
-        if ready:
-            if before is False:
-                ledger.reached()
-                log.info("replica is ready again", extra={"fields": {"replica": ledger.replica.id}})
-            became_ready()
-            return
-        ledger.last_error = why
-        if before is not False:
-            log.warning("replica is not ready", extra={"fields": {"replica": ledger.replica.id, "why": why}})
+        self._note(ledger, ready, why)
+        changed()
+
+    def _note(self, ledger: ReplicaLedger, ready: bool, why: str) -> None:
+        before, ledger.ready = ledger.ready, ready
+        fields = {"fields": {"replica": ledger.replica.id, "why": why}}
+        if ready and before is False:
+            ledger.reached()
+            log.info("replica is ready again", extra=fields)
+        if not ready:
+            ledger.last_error = why
+            if before is not False:
+                log.warning("replica is not ready", extra=fields)
 
 
 def _ssl_context(endpoint: Endpoint) -> ssl.SSLContext | bool:

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from backends.contract import Unsupported
 from gateway.call import Call, Estimate
 from gateway.config.snapshot import Fit, Hop, Model, Pool, Rule, Snapshot, When
-from gateway.errors import BadRequest, ContextLengthExceeded, GatewayError, ModelNotFound, UnsupportedByEngine
+from gateway.errors import (
+    BadRequest,
+    ContextLengthExceeded,
+    GatewayError,
+    ModelNotFound,
+    Unavailable,
+    UnsupportedByEngine,
+)
 from gateway.tokens.bounding import PoolFit, bound_output, fit_pool
 
 
@@ -106,7 +113,7 @@ def _refusal(
     pool: Pool, model: Model, engine_model: str | None, fit: PoolFit, rule_fit: Fit, call: Call
 ) -> GatewayError | None:
     if pool.state == "cold":
-        return ModelNotFound(f"pool {pool.name} is cold", param="model")
+        return Unavailable(f"pool {pool.name} is cold", reason="no_replica")
     if engine_model is None:
         return ModelNotFound(f"pool {pool.name} does not serve {model.name}", param="model")
     if not call.tenant.allow.model(call.asked_model if model.name == "*" else model.name):
@@ -140,10 +147,10 @@ def refusal_of(route: Route) -> GatewayError:
     """What to answer when no pool of the chain is usable.
 
     The reason nearest to what the client can change: a field no engine supports, then lengths, then
-    access; what a tenant may not use is told as an unknown model.
+    pools that are asleep; what a tenant may not use is told as an unknown model.
     """
     refusals = [target.refusal for target in route.chain if target.refusal is not None]
-    for kind in (UnsupportedByEngine, ContextLengthExceeded, BadRequest):
+    for kind in (UnsupportedByEngine, ContextLengthExceeded, BadRequest, Unavailable):
         for refusal in refusals:
             if isinstance(refusal, kind):
                 return refusal

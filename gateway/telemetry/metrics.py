@@ -57,7 +57,10 @@ class Metrics:
             registry=self.registry,
         )
         self.tokens = Counter(
-            "headgate_tokens", "Tokens, as engines report them", (*request, "kind"), registry=self.registry
+            "headgate_tokens",
+            "Prompt tokens as counted here, completion tokens as engines tell",
+            (*request, "kind"),
+            registry=self.registry,
         )
         self.clamped = Counter(
             "headgate_max_tokens_clamped",

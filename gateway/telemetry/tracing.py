@@ -80,7 +80,7 @@ class _NoSpan:
         pass
 
 
-NO_SPAN = _NoSpan(None)
+NO_SPAN: Span = _NoSpan(None)
 
 
 class SdkTracing:

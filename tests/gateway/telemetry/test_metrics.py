@@ -1,0 +1,125 @@
+"""Metrics: what is counted, read from the text that Prometheus would scrape."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.records import RecordBook, RequestRecord
+from tests.gateway.builders import Clock
+
+
+def scraped(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    text = metrics.render().decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return scraped(metrics).get((name, frozenset(labels.items())))
+
+
+def a_record(**fields) -> RequestRecord:
+    record = RecordBook().open("id-1", "POST", "/", Clock(1.0))
+    for name, it in fields.items():
+        setattr(record, name, it)
+    return record
+
+
+SERVED = {
+    "model": "llama", "pool": "short", "tenant": "acme", "outcome": "completed", "first_byte": 1.3,
+    "prompt_tokens": 10, "completion_tokens": 5, "queued": 0.1, "upstream_wait": 0.15,
+}  # fmt: skip
+WHO = {"model": "llama", "pool": "short", "tenant": "acme"}
+
+
+def test_a_served_request():
+    metrics = Metrics()
+    metrics.observe(a_record(**SERVED), 3.0)
+    assert value(metrics, "headgate_requests_total", **WHO, outcome="completed", code="") == 1
+    assert value(metrics, "headgate_tokens_total", **WHO, kind="prompt") == 10
+    assert value(metrics, "headgate_tokens_total", **WHO, kind="completion") == 5
+    where = {"model": "llama", "pool": "short"}
+    assert value(metrics, "headgate_time_to_first_token_seconds_sum", **where) == pytest.approx(0.3)
+    assert value(metrics, "headgate_request_duration_seconds_sum", **where) == pytest.approx(2.0)
+    assert value(metrics, "headgate_queue_wait_seconds_sum", pool="short") == pytest.approx(0.1)
+    assert value(metrics, "headgate_overhead_seconds_sum") == pytest.approx(0.05)
+
+
+def test_a_request_that_met_no_pool_is_counted_and_nothing_else():
+    metrics = Metrics()
+    metrics.observe(a_record(outcome="rejected", error_code="invalid_api_key"), 3.0)
+    who = {"model": "", "pool": "", "tenant": ""}
+    assert value(metrics, "headgate_requests_total", **who, outcome="rejected", code="invalid_api_key") == 1
+    assert not any(name.startswith("headgate_request_duration") for name, _ in scraped(metrics))
+
+
+def test_a_request_without_a_first_byte_has_no_time_to_it():
+    metrics = Metrics()
+    metrics.observe(a_record(**{**SERVED, "first_byte": None, "outcome": "failed"}), 3.0)
+    assert not any(name.startswith("headgate_time_to_first_token") for name, _ in scraped(metrics))
+    assert value(metrics, "headgate_request_duration_seconds_count", model="llama", pool="short") == 1
+
+
+def test_clamps_are_counted_by_what_cut():
+    metrics = Metrics()
+    metrics.observe(a_record(**SERVED, max_tokens_by="tenant"), 3.0)
+    clamped = value(metrics, "headgate_max_tokens_clamped_total", model="llama", pool="short", by="tenant")
+    assert clamped == 1
+
+
+class Town:
+    """Gauges as a gateway has them."""
+
+    def __init__(self) -> None:
+        self.in_flight = 2
+
+    def replicas(self):
+        yield "short", "r1", self.in_flight, 700, True
+        yield "short", "r2", 0, 0, False
+
+    def queues(self):
+        yield "short", 3
+
+    def live_requests(self) -> int:
+        return 5
+
+    def info(self):
+        return {"version": "1.2.3", "config": "abc"}
+
+
+def test_gauges_are_read_at_scrape_time():
+    """They cannot drift: nothing is remembered between two scrapes."""
+    metrics, town = Metrics(), Town()
+    metrics.watch(town)
+    town.in_flight = 4
+    r1, r2 = {"pool": "short", "replica": "r1"}, {"pool": "short", "replica": "r2"}
+    assert value(metrics, "headgate_in_flight_requests", **r1) == 4
+    assert value(metrics, "headgate_outstanding_tokens", **r1) == 700
+    assert (
+        value(metrics, "headgate_replica_ready", **r1),
+        value(metrics, "headgate_replica_ready", **r2),
+    ) == (1, 0)
+    assert value(metrics, "headgate_queued_requests", pool="short") == 3
+    assert value(metrics, "headgate_live_requests") == 5
+    assert value(metrics, "headgate_build_info", version="1.2.3", config="abc") == 1
+    town.in_flight = 0
+    assert value(metrics, "headgate_in_flight_requests", **r1) == 0
+
+
+def test_two_gateways_do_not_share_metrics():
+    one, other = Metrics(), Metrics()
+    one.observe(a_record(**SERVED), 3.0)
+    assert not any(name == "headgate_requests_total" for name, _ in scraped(other))
+
+
+def test_what_clients_type_makes_no_series():
+    """S10: paths, ids and names of clients are no labels."""
+    metrics = Metrics()
+    metrics.observe(a_record(**SERVED), 3.0)
+    before = len(scraped(metrics))
+    for i in range(200):
+        metrics.observe(a_record(**SERVED, shown_id=f"id-{i}", path=f"/x/{i}", replica="r1", rule="a"), 3.0)
+    assert len(scraped(metrics)) == before

@@ -1,0 +1,193 @@
+"""The whole way with scripted engines: whatever happens, slots and quotas come back. (What clients see is
+tested end to end, with simulated engines.)"""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from backends.contract import Delta, Done, Event, Usage
+from gateway.config.snapshot import Timeouts
+from gateway.errors import ClientGone, EngineFailed, EngineTimeout, GatewayError
+from gateway.fallbacks import Answer, Attempts, RetryBudget
+from gateway.limits.quotas import Limiter
+from gateway.pipeline import Pipeline
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.records import RecordBook
+from gateway.telemetry.tracing import NoTracing
+from gateway.tokens.counting import Counting
+from gateway.tokens.estimating import OutputLengths
+from tests.gateway.builders import Clock, a_call, a_pool, a_queue, a_quota, a_snapshot, a_tenant
+from tests.gateway.engines import ScriptedEngine, an_error
+from tests.gateway.suspensions import cancel_everywhere
+
+LIMIT = 10_000
+
+
+class Paper:
+    """A reply that keeps what it was told; a `whole` one starts with the end. After `stuck` events no
+    write ends."""
+
+    def __init__(self, stuck: int | None = None, whole: bool = False) -> None:
+        self._whole = whole
+        self.started = False
+        self.events: list[Event] = []
+        self.failed: GatewayError | None = None
+        self._stuck = stuck
+
+    def begin(self, answer: Answer) -> None:
+        pass
+
+    async def write(self, events: Sequence[Event]) -> None:
+        await asyncio.sleep(0)
+        if self._stuck is not None and len(self.events) >= self._stuck:
+            await asyncio.get_running_loop().create_future()
+        self.started = self.started or not self._whole or isinstance(events[-1], Done)
+        self.events += events
+
+    async def fail(self, error: GatewayError) -> None:
+        if self._stuck is not None:
+            await asyncio.get_running_loop().create_future()
+        self.failed = error
+
+
+class House:
+    def __init__(self, *scripts, stuck: int | None = None, whole: bool = False, **timeouts: float) -> None:
+        self.clock = Clock(100.0)
+        self.engine = ScriptedEngine(*scripts)
+        pool = a_pool(in_flight=1, timeouts=Timeouts(**timeouts))
+        self.tenant = a_tenant(quotas=(a_quota(LIMIT), a_quota(10, "requests")))
+        snapshot = a_snapshot(pools=[pool], tenants=[self.tenant])
+        self.queue = a_queue(pool, self.clock, {"r1": self.engine})
+        self.limiter = Limiter(snapshot, self.clock)
+        counting, metrics = Counting.build(snapshot), Metrics()
+        attempts = Attempts({"pool": self.queue}, counting, RetryBudget(self.clock), metrics, self.clock)
+        self.pipeline = Pipeline(
+            snapshot, counting, OutputLengths(), self.limiter, attempts, metrics, NoTracing(), self.clock
+        )
+        self.reply = Paper(stuck, whole)
+        self.record = RecordBook().open("id-1", "POST", "/", self.clock)
+
+    async def serve(self) -> None:
+        call = a_call(stream=True, tenant=self.tenant, received=100.0)
+        await self.pipeline.serve(call, self.reply, self.record)
+
+    @property
+    def charged(self) -> tuple[float, float]:
+        """(tokens, requests) that the tenant has paid."""
+        tokens, requests = (row.free for row in self.limiter.statistics())
+        return LIMIT - tokens, 10 - requests
+
+    def assert_at_rest(self) -> None:
+        statistics = self.queue.statistics()
+        assert (statistics.in_flight, statistics.waiting, statistics.outstanding_tokens) == (0, 0, 0)
+        assert all(generation.cancelled for generation in self.engine.generations)
+
+
+def text(count: int) -> list[list[Event]]:
+    return [[Delta(text="x", tokens=1)] for _ in range(count)]
+
+
+END: list[Event] = [Usage(prompt_tokens=7, completion_tokens=3), Done()]
+
+
+async def test_a_good_answer_is_charged_as_the_engine_says():
+    house = House([*text(3), END])
+    await house.serve()
+    assert len(house.reply.events) == 5
+    assert house.charged == (10, 1)
+    assert (house.record.completion_tokens, house.record.usage_source) == (3, "engine")
+    house.assert_at_rest()
+
+
+async def test_without_usage_it_is_charged_as_counted():
+    house = House([*text(3), [Done()]])
+    await house.serve()
+    assert house.charged == (house.record.prompt_tokens + 3, 1)
+    assert house.record.usage_source == "counted"
+
+
+async def test_nothing_sent_is_nothing_paid():
+    """The engine broke before the first event."""
+    house = House(an_error("engine", retryable=False))
+    with pytest.raises(EngineFailed):
+        await house.serve()
+    assert house.charged == (0, 0)
+    house.assert_at_rest()
+
+
+async def test_a_whole_answer_that_broke_is_not_paid():
+    """Tokens came, but the client sees none of them: it gets a status, and everything back."""
+    house = House([*text(2), an_error("engine")], whole=True)
+    with pytest.raises(EngineFailed):
+        await house.serve()
+    assert house.charged == (0, 0)
+    assert house.record.outcome is None, "the rings outside decide"
+    house.assert_at_rest()
+
+
+async def test_what_was_sent_of_a_broken_answer_is_paid_and_the_client_is_told():
+    """F4."""
+    house = House([*text(2), an_error("engine")])
+    await house.serve()
+    assert isinstance(house.reply.failed, EngineFailed)
+    assert house.record.outcome == "failed"
+    assert house.charged == (house.record.prompt_tokens + 2, 1)
+    house.assert_at_rest()
+
+
+async def test_an_engine_that_falls_silent():
+    """F8: told, paid as far as it came, and stopped."""
+    house = House([*text(1), None], idle=0.01)
+    await house.serve()
+    assert isinstance(house.reply.failed, EngineTimeout)
+    house.assert_at_rest()
+
+
+@pytest.mark.parametrize(
+    "scripts",
+    [
+        pytest.param(text(3), id="in the middle"),
+        pytest.param([*text(1), an_error("engine")], id="while it is told of a failure"),
+    ],
+)
+async def test_a_client_that_reads_nothing_is_left(scripts):
+    """I12: every write is bounded, the last one too; the slot is not kept for somebody who sleeps."""
+    house = House(scripts, stuck=1, send=0.01)
+    with pytest.raises(ClientGone):
+        async with asyncio.timeout(5):
+            await house.serve()
+    house.assert_at_rest()
+
+
+SCENARIOS = {
+    "good": lambda: House([*text(3), END]),
+    "broken in the middle": lambda: House([*text(2), an_error("engine")]),
+    "broken before": lambda: House(an_error("engine", retryable=False)),
+}
+
+
+@pytest.mark.parametrize("when", ["waiting", "as it ends"])
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_cancelled_at_any_point_nothing_is_left_and_only_what_was_sent_is_paid(name, when):
+    """Technique 1, from counting to settling: I1, I2."""
+    house: House | None = None
+
+    async def scenario() -> None:
+        nonlocal house
+        house = SCENARIOS[name]()
+        await house.serve()
+
+    async def check(outcome) -> None:
+        assert house is not None
+        house.assert_at_rest()
+        tokens, requests = house.charged
+        answered = bool(house.engine.generations) and house.record.stage == "streaming"
+        if not house.reply.events and not answered:
+            assert (tokens, requests) == (0, 0)
+        else:
+            assert requests in (0, 1)
+            assert 0 <= tokens <= house.record.prompt_tokens + 3
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    assert await cancel_everywhere(scenario, check, when) >= 1
