@@ -13,6 +13,7 @@ The rooms, in the order in which a request meets them:
     routing/       rules -> chain of pools; explain
     limits/        tenants' quotas: reserve, settle, refund
     fallbacks.py   attempts: queue, send, next replica, next pool; up to the first event
+    answer.py      an answer under way: the lease on its slot and its upstream connection
     queueing/      who gets the next free replica of a pool
     fleet/         replicas: ledger of what is in flight, cool-down, probes
     relay.py       events -> client, with the clock running
@@ -20,6 +21,7 @@ The rooms, in the order in which a request meets them:
     config/        routes.yaml: grammar, checks with line numbers, the immutable snapshot
     admin/         the admin API and its key
     telemetry/     metrics, traces, logs, the record of each request
+    engine_errors.py  an engine's error in the client's vocabulary
     errors.py      everything that can be refused or fail, drawn as a tree
     cli/           headgate serve | check | explain | engine | demo | keys
 

@@ -8,30 +8,22 @@ requests, so that failing engines do not see their load multiplied.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Literal
 
 import msgspec
 
-from backends.contract import Delta, Done, EngineError, ErrorKind, Event, GenerateRequest, Generation, Usage
+from backends.contract import EngineError, ErrorKind, GenerateRequest, Generation
+from gateway.answer import Answer
 from gateway.call import Call, Estimate
 from gateway.config.snapshot import HopReason, Pool, Rule
-from gateway.errors import (
-    BadRequest,
-    ContextLengthExceeded,
-    EngineFailed,
-    EngineTimeout,
-    GatewayError,
-    Unavailable,
-    UnsupportedByEngine,
-    engine_text,
-)
+from gateway.engine_errors import gateway_error_of
+from gateway.errors import EngineTimeout, GatewayError, Unavailable, UnsupportedByEngine
 from gateway.fleet.ledger import Slot
 from gateway.queueing.pool_queue import PoolQueue
 from gateway.routing.router import Route, Target, refusal_of, refused_at
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.records import RequestRecord
-from gateway.telemetry.tracing import NO_SPAN, Span
+from gateway.telemetry.tracing import NO_SPAN
 from gateway.tokens.counting import Counting
 
 MAX_ATTEMPTS = 4
@@ -71,72 +63,6 @@ class RetryBudget:
             return False
         self._balance -= 1
         return True
-
-
-class Answer:
-    """An answer under way: the lease on a replica's slot and on the upstream connection.
-
-    Use it as a context manager: leaving it, by whichever way, ends both. `first` holds the first events.
-    """
-
-    def __init__(
-        self, call: Call, target: Target, slot: Slot, generation: Generation, sent: int | None
-    ) -> None:
-        self.call = call
-        self.target = target
-        self.slot = slot
-        self.generation = generation
-        self.sent_max_tokens = sent
-        self.span: Span = NO_SPAN
-        self.first: list[Event] = []
-        self.prompt_tokens: int | None = None
-        """As the engine told; None as long as it has not."""
-        self.reported_tokens: int | None = None
-        """Output tokens over all choices, as the engine told."""
-        self.cached_tokens: int | None = None
-        self.counted_tokens = 0
-        """Output tokens as the gateway saw them pass."""
-        self.ended = False
-
-    def __enter__(self) -> "Answer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
-    def note(self, events: list[Event]) -> None:
-        """Keep the books of what came: tokens, usage, the end."""
-        tokens = 0
-        for event in events:
-            if isinstance(event, Delta):
-                tokens += event.tokens
-            elif isinstance(event, Usage):
-                self.prompt_tokens = _latest(event.prompt_tokens, self.prompt_tokens)
-                self.reported_tokens = _latest(event.completion_tokens, self.reported_tokens)
-                self.cached_tokens = _latest(event.cached_tokens, self.cached_tokens)
-            elif isinstance(event, Done):
-                self.ended = True
-        self.counted_tokens += tokens
-        self.slot.progress(tokens)
-
-    @property
-    def completion_tokens(self) -> int:
-        """The engine's figure where it gave one (zero is a figure), else what was seen to pass."""
-        return self.counted_tokens if self.reported_tokens is None else self.reported_tokens
-
-    def release(self) -> None:
-        """Stop the engine if it still runs, give the slot back. Idempotent."""
-        self.generation.cancel()
-        self.slot.release()
-        self.span.end(
-            {
-                "gen_ai.usage.input_tokens": self.prompt_tokens,
-                "gen_ai.usage.output_tokens": self.completion_tokens,
-            },
-            None if self.ended else "incomplete",
-        )
 
 
 class PoolFailed(Exception):
@@ -350,40 +276,9 @@ def pool_failed(error: EngineError, call: Call) -> PoolFailed:
     return PoolFailed(reason, gateway_error_of(error, call))
 
 
-def gateway_error_of(error: EngineError, call: Call) -> GatewayError:
-    """An engine's error in the client's vocabulary; its text only where it is fit to be shown."""
-    text = engine_text(error.message)
-    match error.kind:
-        case ErrorKind.CLIENT:
-            return BadRequest(text or "The engine refuses this request.", param=error.param)
-        case ErrorKind.UNSUPPORTED:
-            return UnsupportedByEngine(text or "The engine cannot serve this request.", param=error.param)
-        case ErrorKind.CONTEXT_LENGTH:
-            return ContextLengthExceeded(
-                text or "The prompt is longer than the engine accepts.",
-                param="messages" if call.dialect == "chat" else "prompt",
-            )
-        case ErrorKind.OVERLOADED:
-            return Unavailable(
-                "The engines are overloaded.", reason="overloaded", retry_after=error.retry_after or 1.0
-            )
-        case ErrorKind.TIMEOUT:
-            return EngineTimeout("The engine did not answer in time.")
-        case ErrorKind.NOT_FOUND | ErrorKind.AUTH:
-            return EngineFailed("The engine refused the gateway; its operator can see why in the log.")
-        case ErrorKind.ENGINE:
-            if not error.reached:
-                return Unavailable("No engine can be reached for this model.", reason="no_replica")
-            return EngineFailed("The engine failed.")
-
-
 def _cut_by(target: Target, estimate: Estimate, pool: Pool) -> str | None:
     """What cut the output below what the client asked for; None where nothing did."""
     if not target.fit.clamped or target.fit.sent is None:
         return None
     asked = estimate.bound.tokens
     return f"pool {pool.name}" if asked is None or target.fit.sent < asked else estimate.bound.by
-
-
-def _latest(new: int | None, old: int | None) -> int | None:
-    return old if new is None else new

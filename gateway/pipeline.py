@@ -8,10 +8,11 @@ a request ends (answer, error, deadline, client gone), its slot, connection and 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gateway.answer import Answer
 from gateway.call import Call, Estimate
 from gateway.config.snapshot import Snapshot
 from gateway.errors import GatewayError
-from gateway.fallbacks import Answer, Attempts
+from gateway.fallbacks import Attempts
 from gateway.limits.quotas import Limiter
 from gateway.relay import Reply, fail, relay
 from gateway.routing.router import choose_route, prompt_param

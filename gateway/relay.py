@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from backends.contract import EngineError, Event
+from gateway.answer import Answer
+from gateway.engine_errors import gateway_error_of
 from gateway.errors import ClientGone, EngineTimeout, GatewayError
-from gateway.fallbacks import Answer, gateway_error_of
 from gateway.telemetry.records import RequestRecord
 
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from backends.contract import Delta, Done, Event, Usage
+from gateway.answer import Answer
 from gateway.api.asgi import Scope, Send, send_body
 from gateway.api.errors import error_body
 from gateway.api.receiving import DisconnectWatch
 from gateway.api.rendering import DONE, StreamRenderer, WholeRenderer, event_of, usage_of
 from gateway.call import Call
 from gateway.errors import GatewayError
-from gateway.fallbacks import Answer
 from gateway.telemetry.records import RequestRecord
 
 

@@ -23,6 +23,7 @@ from backends.simulated.tokens import EngineTokenizer
 from gateway.admin.admin_key import AdminKey
 from gateway.app import Gateway, load_snapshot
 from gateway.serving import Addresses, bind, listening
+from gateway.telemetry.tracing import Tracing
 from gateway.tenants.authentication import digest_of
 from gateway.tokens.counting import Counting
 
@@ -142,6 +143,7 @@ async def world(
     *,
     pools: Mapping[str, Mapping[str, Any]] | None = None,
     probe: bool = False,
+    tracing: Tracing | None = None,
     at_rest: bool = True,
     **given: Any,
 ) -> AsyncIterator[World]:
@@ -176,6 +178,7 @@ async def world(
             snapshot,
             counting,
             AdminKey(digest_of(ADMIN_KEY)),
+            tracing=tracing,
             probe=probe,
         )
         sockets = bind(("127.0.0.1", 0), "--port"), bind(("127.0.0.1", 0), "--admin-port")

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 from backends.contract import Delta, Done, EngineAdapter, EngineError, ErrorKind, Event, GenerateRequest
 from backends.registry import REGISTRY
+from gateway.answer import Answer
 from gateway.call import Call
 from gateway.config.snapshot import Pool
-from gateway.fallbacks import Answer
 from gateway.fleet.ledger import ReplicaLedger
 from gateway.routing.router import Target
 from gateway.tokens.bounding import PoolFit

@@ -5,7 +5,7 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Literal
 
-When = Literal["waiting", "as it ends"]
+When = Literal["waiting", "as it ends", "twice"]
 
 
 @types.coroutine
@@ -31,17 +31,18 @@ async def cancelled_at(number: int, coroutine: Coroutine[Any, Any, Any], when: W
     """The outcome of `coroutine` in a task that is cancelled at suspension `number`.
 
     `waiting`: in the next turn of the loop. `as it ends`: in the very turn in which what it waits for is
-    done, before the task can see that. Returns its result, or the exception that ended it; LookupError where
+    done, before the task can see that. `twice`: also at the suspension after that one, where it cleans up.
+    Returns its result, or the exception that ended it; LookupError where
     it does not suspend that often.
     """
     reached = False
 
     def at_suspension(it: int, future: Any) -> None:
         nonlocal reached
-        if it != number:
+        if it != number and not (when == "twice" and it == number + 1):
             return
         reached = True
-        if when == "waiting" or future is None:
+        if when != "as it ends" or future is None:
             asyncio.get_running_loop().call_soon(task.cancel)
         else:
             future.add_done_callback(lambda _: task.cancel())

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.contract import Delta, Done, ErrorKind, Usage
+from gateway.answer import Answer
 from gateway.config.snapshot import QueueBounds, Timeouts
+from gateway.engine_errors import gateway_error_of
 from gateway.errors import (
     BadRequest,
     ContextLengthExceeded,
@@ -21,10 +23,8 @@ from gateway.errors import (
 from gateway.fallbacks import (
     MAX_ATTEMPTS,
     STEP_BUDGET,
-    Answer,
     Attempts,
     RetryBudget,
-    gateway_error_of,
     pool_failed,
     streams_upstream,
 )

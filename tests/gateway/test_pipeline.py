@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import pytest
 
 from backends.contract import Delta, Done, Event, Usage
+from gateway.answer import Answer
 from gateway.config.snapshot import Timeouts
 from gateway.errors import ClientGone, EngineFailed, EngineTimeout, GatewayError
-from gateway.fallbacks import Answer, Attempts, RetryBudget
+from gateway.fallbacks import Attempts, RetryBudget
 from gateway.limits.quotas import Limiter
 from gateway.pipeline import Pipeline
 from gateway.telemetry.metrics import Metrics
