@@ -3,10 +3,19 @@
 from types import TracebackType
 
 from backends.contract import Delta, Done, Event, Generation, Usage
-from gateway.call import Call
+from gateway.call import Call, PromptCount
+from gateway.errors import EngineFailed
 from gateway.fleet.ledger import Slot
 from gateway.routing.router import Target
 from gateway.telemetry.tracing import NO_SPAN, Span
+
+BYTES_PER_TOKEN = 4
+"""For the text of answers whose engine tells no count."""
+OVERRUN = 4
+SLACK = 1024
+"""An engine is not believed, nor heard, beyond OVERRUN times what was counted or asked, plus SLACK."""
+MOST = 10_000_000
+"""Output tokens that no answer has, where nothing bounds it."""
 
 
 class Answer:
@@ -16,13 +25,23 @@ class Answer:
     """
 
     def __init__(
-        self, call: Call, target: Target, slot: Slot, generation: Generation, sent: int | None
+        self,
+        call: Call,
+        target: Target,
+        slot: Slot,
+        generation: Generation,
+        sent: int | None,
+        prompt: PromptCount,
     ) -> None:
         self.call = call
         self.target = target
         self.slot = slot
         self.generation = generation
         self.sent_max_tokens = sent
+        self.choices = call.request.n * prompt.prompts
+        self._prompt = prompt
+        self._most = None if sent is None else sent * self.choices
+        """Output tokens that were asked for at most."""
         self.span: Span = NO_SPAN
         self.first: list[Event] = []
         self.prompt_tokens: int | None = None
@@ -32,6 +51,8 @@ class Answer:
         self.cached_tokens: int | None = None
         self.counted_tokens = 0
         """Output tokens as the gateway saw them pass."""
+        self.guessed = False
+        """Part of that count is a guess by the length of the text: the engine told nothing."""
         self.ended = False
 
     def __enter__(self) -> "Answer":
@@ -47,15 +68,35 @@ class Answer:
         tokens = 0
         for event in events:
             if isinstance(event, Delta):
-                tokens += event.tokens
+                if event.text and not 0 < event.tokens <= self._believable():
+                    tokens += max(1, len(event.text.encode(errors="replace")) // BYTES_PER_TOKEN)
+                    self.guessed = True
+                else:
+                    tokens += event.tokens
+                if event.index >= self.choices:
+                    raise EngineFailed("The engine sent more choices than it was asked for.")
             elif isinstance(event, Usage):
-                self.prompt_tokens = _latest(event.prompt_tokens, self.prompt_tokens)
-                self.reported_tokens = _latest(event.completion_tokens, self.reported_tokens)
-                self.cached_tokens = _latest(event.cached_tokens, self.cached_tokens)
+                self._note_usage(event)
             elif isinstance(event, Done):
                 self.ended = True
         self.counted_tokens += tokens
         self.slot.progress(tokens)
+        if self.counted_tokens > self._believable():
+            raise EngineFailed("The engine sent far more than it was asked for.")
+
+    def _believable(self) -> int:
+        """Output tokens beyond which this is no answer to what was asked."""
+        return MOST if self._most is None else OVERRUN * self._most + SLACK
+
+    def _note_usage(self, usage: Usage) -> None:
+        """Take the engine's latest figures, as far as they can be true: they are what a tenant pays."""
+        prompt, completion = usage.prompt_tokens, usage.completion_tokens
+        if prompt is not None and prompt <= OVERRUN * self._prompt.tokens + SLACK:
+            self.prompt_tokens = prompt
+        if completion is not None and completion <= self._believable():
+            self.reported_tokens = completion
+        if usage.cached_tokens is not None:
+            self.cached_tokens = usage.cached_tokens
 
     @property
     def completion_tokens(self) -> int:
@@ -73,7 +114,3 @@ class Answer:
             },
             None if self.ended else "incomplete",
         )
-
-
-def _latest(new: int | None, old: int | None) -> int | None:
-    return old if new is None else new

@@ -83,8 +83,9 @@ class Gateway:
         self.runtime = self._build(snapshot, counting)
         self.metrics.watch(_Gauges(self))
         authenticator = Authenticator(admin_key.digest)
-        self.data_app = self._ringed(self._data_routes(authenticator))
-        self.admin_app = self._ringed(self._admin_routes(authenticator))
+        self.data_app = self._ringed(self._data_routes(authenticator), self.book, self.metrics)
+        # Looking is not counted: the admin listener has a book of its own, and no metrics.
+        self.admin_app = self._ringed(self._admin_routes(authenticator), RecordBook(), None)
 
     @classmethod
     async def create(
@@ -127,6 +128,12 @@ class Gateway:
     def drain(self) -> None:
         """Refuse new requests from now on; those in flight go on."""
         self._draining = True
+
+    def cut(self) -> None:
+        """End what is still in flight after the drain; its clients are told."""
+        for record in self.book:
+            if record.task is not None:
+                record.task.cancel("the drain is over")
 
     async def wait_idle(self, seconds: float) -> bool:
         """Wait until no request is in flight, at most `seconds`; whether it came to that."""
@@ -207,9 +214,9 @@ class Gateway:
             Route("/metrics", metrics, methods=["GET"]),
         ]
 
-    def _ringed(self, routes: list[Route]) -> App:
+    def _ringed(self, routes: list[Route], book: RecordBook, metrics: Metrics | None) -> App:
         router = Router(routes=routes, redirect_slashes=False)
-        return RequestLog(ErrorRing(_with_app(router)), self.book, self.metrics, self.clock)
+        return RequestLog(ErrorRing(_with_app(router), self.clock), book, metrics, self.clock)
 
     def _current(self) -> Runtime:
         return self.runtime

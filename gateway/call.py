@@ -64,7 +64,7 @@ class Bound:
 class Estimate:
     """What the request is expected to cost, in tokens.
 
-    total = prompt + n x min(bound, expected output), design section 3 step 5.
+    total = prompt + n x min(bound, expected output), step 5 of a request's way (pipeline.py).
     """
 
     prompt: PromptCount
@@ -72,5 +72,5 @@ class Estimate:
     output: int
     """Expected output tokens per choice."""
     output_by: str
-    """`bound`, `learned p90` or `model default`."""
+    """`bound`, `learned p90`, `model default` or `assumed`."""
     total: int

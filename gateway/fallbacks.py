@@ -34,6 +34,10 @@ STEP_BUDGET = 8192
 streamed and expected to be smaller goes upstream unstreamed: plain calls are cheaper, and it is soon over."""
 
 
+SECONDS_PER_TOKEN = 0.1
+"""The slowest pace at which an engine is waited for where nothing is seen until the answer is whole."""
+
+
 class RetryBudget:
     """Retries may be a fifth of the requests, and ten a second above that.
 
@@ -204,7 +208,7 @@ class Attempts:
             record.stage = "waiting"
             sent = self._clock()
             left = call.received + pool.timeouts.total - sent
-            patience = min(pool.timeouts.first_token, left) if request.stream else left
+            patience = min(left, pool.timeouts.first_token + _making(request, estimate))
             try:
                 async with asyncio.timeout(patience):
                     generation = await ledger.engine.generate(request)
@@ -216,7 +220,7 @@ class Attempts:
             finally:
                 record.upstream_wait += self._clock() - sent
             ledger.reached()
-            answer = Answer(call, target, slot, generation, request.max_tokens)
+            answer = Answer(call, target, slot, generation, request.max_tokens, estimate.prompt)
             answer.first = first
             answer.span = span
             outcome = "ok"
@@ -224,9 +228,9 @@ class Attempts:
         except EngineError as error:
             outcome = "error"
             span.end({}, error.kind.value)
-            ledger.last_error = f"{error.kind.value}: {error.message[:200]}"
-            if not error.reached:
-                cooling = ledger.unreachable(ledger.last_error)
+            ledger.failed(error)
+            if not error.reached or error.kind is ErrorKind.TIMEOUT:
+                cooling = ledger.avoid()
                 # Those in line may have it again as soon as it is no longer avoided.
                 asyncio.get_running_loop().call_later(cooling, self._queues[pool.name].dispatch)
             raise
@@ -274,6 +278,14 @@ def pool_failed(error: EngineError, call: Call) -> PoolFailed:
         case _:
             reason = "failed" if error.reached else "unavailable"
     return PoolFailed(reason, gateway_error_of(error, call))
+
+
+def _making(request: GenerateRequest, estimate: Estimate) -> float:
+    """Seconds beyond the first token that an answer which is not streamed may take to be made."""
+    if request.stream:
+        return 0.0
+    each = estimate.output if request.max_tokens is None else request.max_tokens
+    return SECONDS_PER_TOKEN * each
 
 
 def _cut_by(target: Target, estimate: Estimate, pool: Pool) -> str | None:

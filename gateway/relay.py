@@ -59,7 +59,7 @@ async def relay(answer: Answer, reply: Reply, record: RequestRecord, clock: Call
         except TimeoutError:
             raise EngineTimeout(f"The engine sent nothing for {max(patience, 0):.3g} s.") from None
         except EngineError as error:
-            answer.slot.ledger.last_error = f"{error.kind.value}: {error.message[:200]}"
+            answer.slot.ledger.failed(error)
             raise gateway_error_of(error, answer.call) from error
 
 

@@ -8,13 +8,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.api.asgi import App
 from gateway.app import Gateway
+from gateway.edge import EdgeProtocol
 from gateway.tasks import TaskSet
 
 BACKLOG = 2048
+CUT_SECONDS = 2.0
+"""For telling the clients of requests that outlived the drain."""
 KEEP_ALIVE = 75
 """Seconds an idle client connection is kept: longer than the usual load balancer's idle time-out, or it
 races with us and its clients see resets."""
@@ -30,17 +32,6 @@ class Addresses:
 
     data: str
     admin: str
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with one more thing in the scope: a way to cut the connection.
-
-    ASGI has none, and closing a connection whose client does not read waits for that client for ever.
-    """
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["headgate.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # ours
 
 
 class _Listener(uvicorn.Server):
@@ -93,7 +84,9 @@ async def listening(
             yield Addresses(url_of(data), url_of(admin))
         finally:
             gateway.drain()
-            await gateway.wait_idle(drain)
+            if not await gateway.wait_idle(drain):
+                gateway.cut()
+                await gateway.wait_idle(CUT_SECONDS)
             for server in listeners:
                 server.should_exit = True
             await tasks.wait(seconds=5)
@@ -127,7 +120,7 @@ async def _drained(gateway: Gateway, signals: asyncio.Queue[None]) -> None:
 def _listener(app: App) -> _Listener:
     config = uvicorn.Config(
         app,
-        http=_Protocol,
+        http=EdgeProtocol,
         ws="none",
         lifespan="off",
         access_log=False,

@@ -16,7 +16,7 @@ from gateway.errors import BadRequest
 from gateway.routing.explaining import explain
 from gateway.routing.router import choose_route
 from gateway.runtime import Runtime
-from gateway.telemetry.records import RecordBook, RequestRecord
+from gateway.telemetry.records import RecordBook
 from gateway.tenants.authentication import Authenticator
 
 Handler = Callable[[Scope, Receive], Awaitable[Any]]
@@ -122,8 +122,7 @@ async def explain_request(runtime: Runtime, asked: Mapping[str, Any], now: float
         received=now,
     )
     pipeline = runtime.pipeline
-    record = RequestRecord(RecordBook(), "explain", "POST", "/admin/routes/explain", now)
-    estimate = await pipeline.estimate(call, record)
+    estimate = await pipeline.estimate(call)
     return explain(call, estimate, choose_route(runtime.snapshot, call, estimate), runtime.queues)
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -42,8 +44,9 @@ def error_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:
 class ErrorRing:
     """Answers for everything that the rooms inside raise, as long as nothing has been sent."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, clock: Callable[[], float] = time.monotonic) -> None:
         self._app = app
+        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,4 +89,5 @@ class ErrorRing:
             if record is not None:
                 record.finish("failed")
             raise error
-        await send_json(scope, send, error.status, error_body(error), error_headers(error))
+        headers = error_headers(error) + ([] if record is None else record.headers(self._clock()))
+        await send_json(scope, send, error.status, error_body(error), headers)

@@ -63,8 +63,15 @@ class GenerationEndpoint:
             try:
                 await runtime.pipeline.serve(call, reply, record)
             except asyncio.CancelledError:
-                if reply.started and self._draining() and not watch.gone:
-                    # The drain time is over: say so instead of cutting the stream.
-                    async with asyncio.timeout(1):
-                        await reply.fail(Unavailable("The gateway is shutting down.", reason="draining"))
-                raise
+                if watch.gone or not self._draining():
+                    raise
+                # The drain is over. The cancellation was for this request: it becomes its answer.
+                if record.task is not None:
+                    record.task.uncancel()
+                error = Unavailable("The gateway is shutting down.", reason="draining")
+                if not reply.started:
+                    raise error from None
+                record.error_code = error.code
+                record.finish("failed")
+                async with asyncio.timeout(1):
+                    await reply.fail(error)

@@ -42,6 +42,11 @@ class _Reply:
         self._created = int(time.time())
         self._answer: Answer | None = None
 
+    def _begin(self, answer: Answer) -> None:
+        self._answer = answer
+        if answer.target.model is not self._call.model:
+            self._record.answering_model = answer.target.model.name
+
     @property
     def answer(self) -> Answer:
         if self._answer is None:
@@ -60,34 +65,18 @@ class _Reply:
             prompt = self._record.prompt_tokens or 0
         return usage_of(prompt, answer.completion_tokens, answer.cached_tokens)
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """Who answered and what it took so far (docs: headers)."""
-        record = self._record
-        facts: list[tuple[str, object]] = [
-            ("pool", record.pool),
-            ("replica", record.replica),
-            ("rule", record.rule),
-            ("attempts", record.attempts),
-            ("prompt-tokens", record.prompt_tokens),
-            ("max-tokens", record.max_tokens),
-            ("max-tokens-bound-by", record.max_tokens_by),
-            ("queue-ms", f"{record.queued * 1e3:.1f}"),
-            ("overhead-ms", f"{record.overhead(self._clock()) * 1e3:.1f}"),
-        ]
-        if self.answer.target.model is not self._call.model:
-            facts.append(("model", self.answer.target.model.name))
-        return [(f"x-headgate-{name}".encode(), str(v).encode()) for name, v in facts if v is not None]
-
 
 class StreamReply(_Reply):
     """An answer as server-sent events."""
 
     def begin(self, answer: Answer) -> None:
-        self._answer = answer
+        self._begin(answer)
         self._renderer = StreamRenderer(
             self._call.dialect, self._call.id, self._created, self.model_name(), self._call.include_usage
         )
-        self._raw = answer.target.pool.relay == "raw"
+        first = next((event for event in answer.first if isinstance(event, Delta)), None)
+        # An engine may answer a request to stream with a whole document: there are no events to pass on.
+        self._raw = answer.target.pool.relay == "raw" and (first is None or first.raw is not None)
 
     async def write(self, events: Sequence[Event]) -> None:
         chunks = self._untouched(events) if self._raw else self._renderer.deltas(events)
@@ -124,7 +113,7 @@ class StreamReply(_Reply):
                         (b"content-type", b"text/event-stream; charset=utf-8"),
                         (b"cache-control", b"no-cache"),
                         (b"x-accel-buffering", b"no"),
-                        *self.headers(),
+                        *self._record.headers(self._clock()),
                     ],
                 }
             )
@@ -137,7 +126,7 @@ class WholeReply(_Reply):
     """An answer as one JSON body. Nothing is sent before it is complete."""
 
     def begin(self, answer: Answer) -> None:
-        self._answer = answer
+        self._begin(answer)
         self._renderer = WholeRenderer(self._call.dialect, self._call.id, self._created, self.model_name())
 
     async def write(self, events: Sequence[Event]) -> None:
@@ -146,7 +135,7 @@ class WholeReply(_Reply):
             self.started = True
             self._watch.disarm()
             body = self._renderer.body(self.usage())
-            await send_body(self._scope, self._send, 200, body, headers=self.headers())
+            await send_body(self._scope, self._send, 200, body, headers=self._record.headers(self._clock()))
 
     async def fail(self, error: GatewayError) -> None:
         """Never needed: a whole reply has either not started or is complete."""

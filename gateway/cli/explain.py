@@ -33,9 +33,14 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
 ) -> None:
     """Explain the routing of one request: rules tried, count, bounds, chain, candidates, and why."""
+    try:
+        prompt = _prompt(prompt_file)
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"headgate: cannot read {prompt_file}: {error}", file=sys.stderr)
+        raise typer.Exit(PROBLEM) from None
     body: dict[str, Any] = {
         "model": model,
-        "messages": [{"role": "user", "content": _prompt(prompt_file)}],
+        "messages": [{"role": "user", "content": prompt}],
         "stream": stream,
         "n": n,
     }

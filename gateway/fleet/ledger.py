@@ -7,7 +7,7 @@ Every change is synchronous; whoever takes a slot gets a `Slot`, whose `release`
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backends.contract import Engine
+from backends.contract import Engine, EngineError, ErrorKind, TransportError
 from gateway.config.snapshot import Replica
 
 COOL_DOWN_FIRST = 1.0
@@ -51,12 +51,26 @@ class ReplicaLedger:
         """Whether the replica failed to answer lately and should be left alone if others can serve."""
         return self.ready is False or self._clock() < self._avoid_until
 
-    def unreachable(self, why: str) -> float:
-        """Note that no connection could be made, and avoid the replica for a while: the seconds of it.
+    def failed(self, error: EngineError) -> None:
+        """Note an attempt that failed, unless the request was at fault.
 
-        Requests that failed together count once: while the replica is avoided already, nothing is added.
+        An engine may quote its client, so its words are kept only where they are our own transport's.
         """
-        self.last_error = why
+        if error.kind in (ErrorKind.CLIENT, ErrorKind.CONTEXT_LENGTH, ErrorKind.UNSUPPORTED):
+            return
+        told = isinstance(error.__cause__, TransportError) or error.kind is ErrorKind.TIMEOUT
+        self.last_error = error.kind.value
+        if told:
+            self.last_error += f": {error.message[:200]}"
+        elif error.status is not None:
+            self.last_error += f": status {error.status}"
+
+    def avoid(self) -> float:
+        """Leave the replica alone for a while: it could not be reached, or did not answer in time.
+
+        Returns the seconds of it. Requests that fail together count once: while the replica is avoided
+        already, nothing is added.
+        """
         now = self._clock()
         if now >= self._avoid_until:
             self._avoid_until = now + min(COOL_DOWN_FIRST * 2**self._failures, COOL_DOWN_MAX)
@@ -65,6 +79,7 @@ class ReplicaLedger:
 
     def reached(self) -> None:
         """Note that the replica answers again."""
+        self.last_error = None
         self._failures = 0
         self._avoid_until = 0.0
 

@@ -21,7 +21,9 @@ UNRECORDED = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 class RequestLog:
     """Opens a record for each request, closes it with exactly one outcome, and writes its line."""
 
-    def __init__(self, app: App, book: RecordBook, metrics: Metrics, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, app: App, book: RecordBook, metrics: Metrics | None, clock: Callable[[], float]
+    ) -> None:
         self._app = app
         self._book = book
         self._metrics = metrics
@@ -36,6 +38,7 @@ class RequestLog:
         asked_id = (header(scope, b"x-request-id") or b"").decode("latin-1")
         if FIT_TO_SHOW.fullmatch(asked_id):
             record.shown_id = asked_id
+        record.task = asyncio.current_task()
         scope["headgate.record"] = record
 
         async def send_with_id(message: Any) -> None:
@@ -58,5 +61,6 @@ class RequestLog:
                 "completed" if record.status < 400 else "rejected" if record.status < 500 else "failed"
             )
             now = self._clock()
-            self._metrics.observe(record, now)
+            if self._metrics is not None:
+                self._metrics.observe(record, now)
             request_log.info(record.outcome, extra={"fields": record.as_row(now)})

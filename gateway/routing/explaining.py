@@ -5,6 +5,7 @@ from typing import Any
 
 from gateway.call import Call, Estimate
 from gateway.config.snapshot import Pool
+from gateway.errors import ContextLengthExceeded
 from gateway.queueing.pool_queue import PoolQueue
 from gateway.routing.router import Route, Target, refusal_of, refused_at
 
@@ -70,9 +71,9 @@ def _target(target: Target, queue: PoolQueue) -> dict[str, Any]:
 
 
 def _why(target: Target) -> str:
-    if not target.fit.fits:
-        return target.fit.why
-    return "takes it" if target.refusal is None else target.refusal.message
+    if target.refusal is None:
+        return "takes it" if target.fit.fits else f"takes it, clamped: {target.fit.why}"
+    return target.fit.why if isinstance(target.refusal, ContextLengthExceeded) else target.refusal.message
 
 
 def _limits(pool: Pool) -> dict[str, int | None]:

@@ -69,6 +69,7 @@ def configure(level: str = "info", form: LogFormat = "auto") -> None:
     root.setLevel(level.upper())
     for chatty in ("httpx", "httpcore", "uvicorn.access", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of each malformed request
 
 
 def _short(value: object) -> object:

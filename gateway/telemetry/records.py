@@ -4,6 +4,7 @@ A record is created when a request arrives and ends exactly once, with one outco
 in a `RecordBook`; at rest the book is empty and `accepted` equals the sum over all outcomes.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from gateway.telemetry.tracing import NO_SPAN, Span
 
 Outcome = Literal["completed", "failed", "cancelled", "rejected"]
 """`rejected` requests were refused for their own sake (4xx); `failed` ones for ours or an engine's;
-`cancelled` ones lost their client."""
+`cancelled` ones lost their client, or the gateway was told to end at once."""
 
 Stage = Literal["receiving", "counting", "queued", "waiting", "streaming", "done"]
 
@@ -22,6 +23,7 @@ class RequestRecord:
 
     __slots__ = (
         "_book",
+        "answering_model",
         "attempts",
         "completion_tokens",
         "engine",
@@ -48,14 +50,24 @@ class RequestRecord:
         "stage",
         "status",
         "stream",
+        "task",
         "tenant",
         "upstream_wait",
         "usage_source",
     )  # fmt: skip
 
-    def __init__(self, book: "RecordBook", request_id: str, method: str, path: str, received: float) -> None:
+    def __init__(
+        self,
+        book: "RecordBook",
+        request_id: str,
+        method: str,
+        path: str,
+        received: float,
+    ) -> None:
         self._book = book
         self.request_id = request_id
+        self.task: asyncio.Task[Any] | None = None
+        """The task that serves it; cancelling it ends the request."""
         self.shown_id = request_id
         """The client's own `x-request-id` where it is fit to be shown, else ours."""
         self.method = method
@@ -69,6 +81,8 @@ class RequestRecord:
         self.key_id: str | None = None
         self.priority_class: str | None = None
         self.model: str | None = None
+        self.answering_model: str | None = None
+        """Where it is not the one that was asked for."""
         self.stream = False
         self.rule: str | None = None
         self.pool: str | None = None
@@ -104,6 +118,23 @@ class RequestRecord:
         """Seconds until the first byte that neither the queue nor an engine is to blame for."""
         until = self.first_byte if self.first_byte is not None else now
         return max(0.0, until - self.received - self.queued - self.upstream_wait)
+
+    def headers(self, now: float) -> list[tuple[bytes, bytes]]:
+        """The `x-headgate-*` headers: who answered, or failed to, and what it took so far."""
+        facts: list[tuple[str, object]] = [
+            ("pool", self.pool),
+            ("replica", self.replica),
+            ("rule", self.rule),
+            ("attempts", self.attempts or None),
+            ("prompt-tokens", self.prompt_tokens),
+            ("max-tokens", self.max_tokens),
+            ("max-tokens-bound-by", self.max_tokens_by),
+            ("model", self.answering_model),
+        ]
+        if self.rule is not None:
+            facts.append(("queue-ms", f"{self.queued * 1e3:.1f}"))
+            facts.append(("overhead-ms", f"{self.overhead(now) * 1e3:.1f}"))
+        return [(f"x-headgate-{name}".encode(), str(v).encode()) for name, v in facts if v is not None]
 
     def as_row(self, now: float) -> dict[str, Any]:
         """The record for people: admin listing and log line."""

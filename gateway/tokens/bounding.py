@@ -1,6 +1,6 @@
 """Output bounds: what policy allows before a pool is chosen, and what a pool leaves. Pure.
 
-Two steps, because a pool is chosen between them (design section 3, steps 4 and 9):
+Two steps, because a pool is chosen between them (steps 4 and 9 of a request's way (pipeline.py)):
 
     bound_output   min(asked, tenant's ceiling, model's ceiling, context - prompt)
     fit_pool       min(that, pool's total - prompt), at every attempt

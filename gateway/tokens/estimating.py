@@ -2,9 +2,10 @@
 
     estimated_total_tokens = prompt + n x min(bound, p90 of output lengths once learned, else the default)
 
-(design section 3, step 5.) Neither extreme serves. `max_tokens` is what clients leave at 4096 and seldom
-use: half of a real mix would be classed as long for it. The mean is passed by half of the answers. The 90th
-percentile of answers to prompts of the same tenant, model and size is wrong for one in ten.
+(step 5 of a request's way, `gateway/pipeline.py`). Neither extreme serves. What
+clients leave as `max_tokens` is seldom used: half of a real mix would be classed as long for it. The mean is
+passed by half of the answers. The 90th percentile of answers to prompts of the same tenant, model and size is
+wrong for one in ten.
 """
 
 from array import array
@@ -33,7 +34,7 @@ def estimate(prompt: PromptCount, bound: Bound, n: int, learned_p90: int | None,
     elif bound.tokens is not None:
         output, by = bound.tokens, "bound"
     else:
-        output, by = ASSUMED_OUTPUT, "model default"
+        output, by = ASSUMED_OUTPUT, "assumed"
     if bound.tokens is not None and bound.tokens <= output:
         output, by = bound.tokens, "bound"
     total = prompt.tokens + prompt.prompts * n * output

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
+from gateway import edge
 from tests.end_to_end.world import ADMIN_KEY, KEY, World, world
 
 ANYONE, TENANT, ADMIN, WRONG = None, KEY, ADMIN_KEY, "hg-nobody"
@@ -267,3 +268,98 @@ async def test_explain_decides_as_the_request_does(tmp_path: Path) -> None:
             assert all(trial["why"] for trial in why["rules"])
             assert why["chain"][0]["candidates"][0]["why"]
         assert sum(engine.statistics().requests for engine in here.engines.values()) == 4
+
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\n"
+OK_HOST = b"Host: x\r\n"
+
+
+async def exchange(here: World, sent: bytes) -> bytes:
+    """What comes back on a raw connection until the gateway closes it."""
+    host, port = here.addresses.data.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(sent)
+        async with asyncio.timeout(5):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (HEAD + b"\r\n", 400),
+        (HEAD + b"Host: \r\n\r\n", 400),
+        (HEAD + b"Host: a b\r\n\r\n", 400),
+        (HEAD + b"Host: x/?\r\n\r\n", 400),
+        (HEAD + b"Host: x#\r\n\r\n", 400),
+        (HEAD + b"Host: a\r\nHost: b\r\n\r\n", 400),
+        (HEAD + OK_HOST + b"content-length: 1\r\ncontent-length: 2\r\n\r\n", 400),
+        (HEAD + OK_HOST + b"content-length: +5\r\n\r\n", 400),
+        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n" + OK_HOST + b"\r\n", 414),
+        (HEAD + OK_HOST + b"a: " + b"x" * 17000 + b"\r\n\r\n", 431),
+        (HEAD + OK_HOST + b"a: b\r\n" * 101 + b"\r\n", 431),
+        (HEAD + OK_HOST + b"a: " + b"x" * 200_000, 431),
+        (HEAD + OK_HOST + (b"a: " + b"x" * 60 + b"\r\n") * 4000, 431),
+    ],
+)
+async def test_bad_heads_are_refused_before_any_code_runs(sent: bytes, status: int, tmp_path: Path) -> None:
+    """B2, B3, B10, B13, B14, B17: the envelope, then the connection is closed."""
+    async with world(tmp_path, {"pool": {"kind": "trtllm"}}) as here:
+        try:
+            got = await exchange(here, sent)
+        except ConnectionResetError:
+            assert len(sent) > edge.MAX_HEAD, "what was still under way hides the answer"
+        else:
+            assert got.startswith(b"HTTP/1.1 %d " % status), got[:100]
+            assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["message"]
+        assert here.gateway.book.accepted == 0
+
+
+@pytest.mark.parametrize("sent", [b"", HEAD, HEAD + OK_HOST + b"a: b"])
+async def test_slow_heads_are_not_waited_for(
+    sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F61: silence and half a head end with 408."""
+    monkeypatch.setattr(edge, "HEAD_SECONDS", 0.1)
+    async with world(tmp_path, {"pool": {"kind": "trtllm"}}) as here:
+        assert (await exchange(here, sent)).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_kept_connection_serves_many_requests(tmp_path: Path) -> None:
+    async with world(tmp_path, {"pool": {"kind": "trtllm"}}) as here, here.http() as http:
+        for _ in range(3):
+            assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200
+            assert (await http.get("/livez")).status_code == 200
+
+
+async def test_two_keys_are_none(tmp_path: Path) -> None:
+    """B32: which one would be meant?"""
+    headers = [("authorization", f"Bearer {KEY}"), ("authorization", f"Bearer {KEY}")]
+    async with world(tmp_path, {"pool": {"kind": "trtllm"}}) as here, here.http(None) as http:
+        assert (await http.post("/v1/chat/completions", json=CHAT, headers=headers)).status_code == 401
+
+
+async def test_an_engines_quote_of_its_client_reaches_no_admin(tmp_path: Path) -> None:
+    """A 400 of the engine repeats the client's value; the replica's row does not."""
+    async with (
+        world(tmp_path, {"pool": {"kind": "trtllm"}}) as here,
+        here.http() as http,
+        here.admin() as admin,
+    ):
+        bad = {**CHAT, "stop_token_ids": ["canary-value"]}
+        assert (await http.post("/v1/chat/completions", json=bad)).status_code == 400
+        for path in ("/admin/pools", "/admin/replicas"):
+            assert "canary-value" not in (await admin.get(path)).text
+
+
+async def test_errors_name_who_failed(tmp_path: Path) -> None:
+    async with world(tmp_path, {"pool": {"kind": "trtllm"}}) as here, here.http() as http:
+        here.engine().arm("close")
+        answer = await http.post("/v1/chat/completions", json=CHAT)
+        assert answer.status_code == 502
+        assert answer.headers["x-headgate-pool"] == "pool"
+        assert answer.headers["x-headgate-replica"] == "pool-1"
+        assert answer.headers["x-headgate-attempts"] == "1"

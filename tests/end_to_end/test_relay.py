@@ -1,8 +1,10 @@
 """Relaying: raw bytes, several prompts, slow readers, shutdown in the middle of a stream."""
 
 import asyncio
+import contextlib
 import json
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,34 @@ from tests.end_to_end.world import KEY, world
 
 def ask(**more: Any) -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8, **more}
+
+
+def document(*texts: str, **more: Any) -> bytes:
+    """A whole answer of OpenAI's dialect with these choices."""
+    choices = [
+        {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        for index, text in enumerate(texts)
+    ]
+    return json.dumps({"choices": choices, **more}).encode()
+
+
+@contextlib.asynccontextmanager
+async def one_answer(body: bytes) -> AsyncIterator[str]:
+    """An engine that gives this answer to everything."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(
+            int(line[15:]) for line in head.lower().split(b"\r\n") if line[:15] == b"content-length:"
+        )
+        await reader.readexactly(length)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n")
+        writer.write(b"content-length: %d\r\n\r\n%s" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 async def direct(url: str, body: dict[str, Any]) -> str:
@@ -55,6 +85,47 @@ async def test_raw_breaks_as_honestly_as_the_others(tmp_path: Path) -> None:
         with pytest.raises(openai.APIError):
             async for _ in await sdk.chat.completions.create(**ask(), stream=True):
                 pass
+
+
+async def test_raw_falls_back_to_rendering_where_there_are_no_events(tmp_path: Path) -> None:
+    """An engine that answers a request to stream with one JSON body still gets its answer through."""
+    document = {
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": "whole"}, "finish_reason": "stop"}
+        ]
+    }
+    async with one_answer(json.dumps(document).encode()) as url:
+        pools = {"pool": {"relay": "raw"}}
+        async with world(
+            tmp_path, {"pool": {"kind": "openai", "url": url, "served": "m"}}, pools=pools
+        ) as here:
+            async with here.http() as http:
+                answer = await http.post("/v1/chat/completions", json=ask(stream=True))
+        assert texts(answer.text) == ["", "whole"]
+        assert answer.text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    "usage", [{"prompt_tokens": 10**18, "completion_tokens": 10**18}, {"completion_tokens": "oops"}, {}]
+)
+async def test_an_absurd_usage_is_not_charged(usage: Any, tmp_path: Path) -> None:
+    """What no engine can have computed is not what a tenant pays; untold is counted, not zero."""
+    tenants = {"tenant": {"limits": [{"tokens": 100_000, "per": "minute"}]}}
+    async with one_answer(document("x" * 12, usage=usage)) as url:
+        engines = {"pool": {"kind": "openai", "url": url, "served": "m"}}
+        async with world(tmp_path, engines, tenants=tenants) as here, here.http() as http:
+            answer = (await http.post("/v1/chat/completions", json=ask())).json()
+            assert answer["usage"]["completion_tokens"] == 3
+            assert 0 < answer["usage"]["prompt_tokens"] < 100
+            (quota,) = here.gateway.runtime.limiter.statistics()
+            assert quota.free > 99_000
+
+
+async def test_more_choices_than_asked_for_are_an_engines_fault(tmp_path: Path) -> None:
+    async with one_answer(document("x", "y", "z")) as url:
+        engines = {"pool": {"kind": "openai", "url": url, "served": "m"}}
+        async with world(tmp_path, engines) as here, here.http() as http:
+            assert (await http.post("/v1/chat/completions", json=ask())).status_code == 502
 
 
 async def test_several_prompts_and_choices(tmp_path: Path) -> None:
@@ -113,33 +184,36 @@ async def test_a_client_that_does_not_read_is_not_read_for_and_is_cut(
         assert (row["status"], row["error_code"]) == (499, "client_closed")
 
 
-async def test_streams_that_outlive_the_drain_end_with_an_error_event(tmp_path: Path) -> None:
-    """F44: what the drain does not see end is told so, instead of being cut."""
+@pytest.mark.parametrize("stream", [True, False])
+async def test_requests_that_outlive_the_drain_are_told(
+    stream: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F44: a stream ends with an error event, a whole answer with 503; neither is cut, nothing is logged as
+    a fault of ours."""
     engines = {"pool": {"kind": "trtllm", "mean_tokens": 8000.0, "speed": 1.0}}
-    got = b""
-
-    async def read(answer: httpx.Response) -> None:
-        nonlocal got
-        async for chunk in answer.aiter_raw():
-            got += chunk
-
     async with world(tmp_path, engines, at_rest=False) as here:
         http = here.http()
-        stream = http.stream("POST", "/v1/chat/completions", json=ask(stream=True, max_tokens=8000))
-        answer = await stream.__aenter__()
-        reader = asyncio.get_running_loop().create_task(read(answer))
+        asked = asyncio.get_running_loop().create_task(
+            http.post("/v1/chat/completions", json=ask(stream=stream, max_tokens=8000))
+        )
         async with asyncio.timeout(5):
-            while not got:
+            while not here.engine().statistics().engine.output_tokens:
                 await asyncio.sleep(0.01)
-        refused = asyncio.get_running_loop().create_task(http.get("/readyz"))
         here.gateway.drain()
-        assert (await refused).status_code == 503
+        assert (await http.get("/readyz")).status_code == 503
         late = await http.post("/v1/chat/completions", json=ask())
         assert (late.status_code, late.json()["error"]["code"]) == (503, "server_is_overloaded")
         assert late.headers["retry-after"]
+        book = here.gateway.book
     async with asyncio.timeout(5):
-        await reader
-    assert got.endswith(b"data: [DONE]\n\n")
-    assert b"shutting down" in got
-    await stream.__aexit__(None, None, None)
+        answer = await asked
     await http.aclose()
+    assert "shutting down" in answer.text
+    if stream:
+        assert answer.status_code == 200
+        assert answer.text.endswith("data: [DONE]\n\n")
+    else:
+        assert answer.status_code == 503
+        assert answer.headers["x-headgate-pool"] == "pool"
+    assert book.outcomes == {"failed": 2}
+    assert not [r for r in caplog.records if r.levelname == "ERROR"], caplog.text

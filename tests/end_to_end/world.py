@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -132,6 +133,24 @@ def tokenizer() -> EngineTokenizer:
     return EngineTokenizer.load(TOKENIZER)
 
 
+class Complaints(logging.Handler):
+    """Errors that the gateway, its server or the event loop log: tracebacks, 500s, lost tasks."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith(("headgate", "uvicorn", "asyncio")):
+            self.heard.append(self.format(record))
+
+    def __enter__(self) -> None:
+        logging.getLogger().addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().removeHandler(self)
+
+
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 
@@ -153,7 +172,9 @@ async def world(
     `pools` adds to what routes.yaml says of a pool. Replicas are called `<pool>-1`, `<pool>-2`, ...
     """
     tasks_before, descriptors_before = len(asyncio.all_tasks()), descriptors()
+    complaints = Complaints()
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(complaints)
         started: dict[str, SimulatedServer] = {}
         written: dict[str, dict[str, Any]] = {}
         for pool, options in engines.items():
@@ -187,6 +208,7 @@ async def world(
         yield here
         if at_rest:
             await here.wait_at_rest()
+    assert not complaints.heard, "\n".join(complaints.heard)
     gc.collect()
     await asyncio.sleep(0)
     end = asyncio.get_running_loop().time() + 2

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from backends.contract import Delta, Done, EngineAdapter, EngineError, ErrorKind, Event, GenerateRequest
 from backends.registry import REGISTRY
 from gateway.answer import Answer
-from gateway.call import Call
+from gateway.call import Call, PromptCount
 from gateway.config.snapshot import Pool
 from gateway.fleet.ledger import ReplicaLedger
 from gateway.routing.router import Target
@@ -74,8 +74,11 @@ class ScriptedEngine:
         return generation
 
 
+COUNT = PromptCount(tokens=10, exact=True, source="test", longest=10)
+
+
 def an_answer(call: Call, pool: Pool, batches: Iterable[Batch] = (), *, model=None) -> Answer:
     """An answer under way on the pool's first replica, outside of any queue."""
     ledger = ReplicaLedger(pool.replicas[0], ScriptedEngine(), Clock())
     target = Target(pool, model or a_model(), "engine-llama", PoolFit(None, True, False, ""), None)
-    return Answer(call, target, ledger.take(10, 5, lambda: None), ScriptedGeneration(batches), None)
+    return Answer(call, target, ledger.take(10, 5, lambda: None), ScriptedGeneration(batches), None, COUNT)

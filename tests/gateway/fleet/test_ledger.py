@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.contract import ConnectFailed, EngineError, ErrorKind
 from gateway.config.snapshot import Replica
 from gateway.fleet.ledger import COOL_DOWN_MAX, ReplicaLedger
 from tests.gateway.builders import Clock, NoEngine, a_pool
@@ -52,7 +53,7 @@ def test_cool_down_doubles_up_to_its_maximum_and_ends():
     ledger = a_ledger(clock)
     lengths = []
     for _ in range(40):
-        ledger.unreachable("refused")
+        ledger.avoid()
         lengths.append(ledger.statistics().cooling_for)
         assert ledger.cooling()
         clock.tick(lengths[-1])
@@ -65,10 +66,10 @@ def test_an_answer_ends_the_cool_down_and_forgets_the_failures():
     clock = Clock()
     ledger = a_ledger(clock)
     for _ in range(5):
-        ledger.unreachable("refused")
+        ledger.avoid()
     ledger.reached()
     assert not ledger.cooling()
-    ledger.unreachable("refused")
+    ledger.avoid()
     assert ledger.statistics().cooling_for == 1.0
 
 
@@ -79,12 +80,35 @@ def test_a_replica_that_says_it_is_not_ready_is_avoided(ready, avoided):
     assert ledger.cooling() is avoided
 
 
+@pytest.mark.parametrize("kind", ["client", "context_length", "unsupported"])
+def test_a_clients_fault_is_not_noted_against_the_replica(kind):
+    """An engine quotes its client: nothing of that reaches an admin's eyes."""
+    ledger = a_ledger()
+    ledger.failed(EngineError(ErrorKind(kind), "'input': 'my secret'", retryable=False, status=400))
+    assert ledger.statistics().last_error is None
+
+
+def test_a_connections_fault_is_told_in_our_words():
+    ledger = a_ledger()
+    error = EngineError(ErrorKind.ENGINE, "connection refused", retryable=True, reached=False)
+    error.__cause__ = ConnectFailed("connection refused")
+    ledger.failed(error)
+    assert ledger.statistics().last_error == "engine: connection refused"
+    ledger.reached()
+    assert ledger.statistics().last_error is None
+
+
 def test_statistics_are_a_copy_of_the_books():
     ledger = a_ledger()
     ledger.take(3, 4, lambda: None)
-    ledger.unreachable("refused")
+    ledger.failed(EngineError(ErrorKind.ENGINE, "its words", retryable=True, status=500))
     row = ledger.statistics()
-    assert (row.id, row.in_flight, row.outstanding_tokens, row.last_error) == ("r1", 1, 7, "refused")
+    assert (row.id, row.in_flight, row.outstanding_tokens, row.last_error) == (
+        "r1",
+        1,
+        7,
+        "engine: status 500",
+    )
     ledger.take(3, 4, lambda: None)
     assert row.in_flight == 1
 

@@ -127,7 +127,7 @@ async def test_back_again_it_is_tried_at_once(server):
     stage = Stage(server.url)
     server.status = 503
     await stage.probe()
-    stage.ledger.unreachable("refused")
+    stage.ledger.avoid()
     server.status = 200
     assert await stage.probe() is True
     assert not stage.ledger.cooling()
@@ -138,7 +138,7 @@ async def test_a_healthy_answer_alone_does_not_excuse_failed_traffic(server):
     """An engine can be dead behind a healthy HTTP server: traffic alone ends the cool-down it began."""
     stage = Stage(server.url)
     await stage.probe()
-    stage.ledger.unreachable("refused")
+    stage.ledger.avoid()
     await stage.probe()
     assert stage.ledger.cooling()
 

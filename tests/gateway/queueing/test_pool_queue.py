@@ -225,21 +225,21 @@ async def test_a_cooling_replica_is_the_last_resort():
     clock = Clock(100.0)
     queue = queue_of("ab", clock=clock)
     a, b = queue.ledgers
-    a.unreachable("refused")
+    a.avoid()
     first = await queue.acquire(1, 1, wait=0)
     assert id_of(first) == "b"
     with pytest.raises(Unavailable):
         await queue.acquire(1, 1, wait=0)  # b is well and full: a is left alone
     assert id_of(await queue.acquire(1, 1, wait=0, exclude={"b"})) == "a"
     first.release()
-    b.unreachable("refused")
+    b.avoid()
     assert id_of(await queue.acquire(1, 1, wait=0)) == "b", "a is full"
 
 
 async def test_a_waiter_with_exclusions_gets_the_last_resort_past_one_without():
     """b is well but full, a is cooling but free: only who may not have b takes a."""
     queue = queue_of("ab", clock=Clock(100.0))
-    queue.ledgers[0].unreachable("refused")
+    queue.ledgers[0].avoid()
     slot = await queue.acquire(1, 1, wait=0)
     anybody = waiting(queue)
     await settle()
@@ -253,7 +253,7 @@ async def test_the_last_resort_is_given_in_line_too():
     """Both wait; when a, still cooling, is free again, only who may not have b takes it."""
     queue = queue_of("ab", clock=Clock(100.0))
     a, b = [await queue.acquire(1, 1, wait=0) for _ in "ab"]
-    queue.ledgers[0].unreachable("refused")
+    queue.ledgers[0].avoid()
     anybody, choosy = waiting(queue), waiting(queue, exclude={"b"})
     await settle()
     a.release()
@@ -281,7 +281,7 @@ async def test_dispatch_serves_the_line_when_a_replica_comes_back():
     """The prober calls it: the end of a cool-down is nobody's release."""
     clock = Clock(100.0)
     queue = queue_of("ab", clock=clock)
-    queue.ledgers[0].unreachable("refused")
+    queue.ledgers[0].avoid()
     await queue.acquire(1, 1, wait=0)
     task = waiting(queue)
     await settle()
@@ -293,7 +293,7 @@ async def test_dispatch_serves_the_line_when_a_replica_comes_back():
 async def test_newcomers_do_not_overtake_at_the_end_of_a_cool_down():
     clock = Clock(100.0)
     queue = queue_of("ab", clock=clock)
-    queue.ledgers[0].unreachable("refused")
+    queue.ledgers[0].avoid()
     await queue.acquire(1, 1, wait=0)
     first = waiting(queue)
     await settle()
@@ -397,7 +397,7 @@ async def drive(replicas: str, in_flight: int, max_requests: int, steps) -> None
             keeper.check_at_rest()
         elif what == "break":
             keeper.cooled = True
-            keeper.queue.ledgers[which % len(replicas)].unreachable("refused")
+            keeper.queue.ledgers[which % len(replicas)].avoid()
             keeper.queue.dispatch()
         elif what == "mend":
             keeper.queue.ledgers[which % len(replicas)].reached()

@@ -120,7 +120,8 @@ def test_candidates_in_the_order_in_which_they_would_be_tried():
     loaded, idle, avoided, full = queue.ledgers
     full.take(1000, 0, queue.dispatch)
     loaded.outstanding_tokens = 50
-    avoided.unreachable("connect: refused")
+    avoided.avoid()
+    avoided.last_error = "connect: refused"
     told = explained([pool], [a_rule()], queues={"pool": queue})
     rows = [(row["replica"], row["why"]) for row in told["chain"][0]["candidates"]]
     assert rows == [

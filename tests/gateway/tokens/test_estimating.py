@@ -35,7 +35,7 @@ def model(default=None, ceiling=None) -> Model:
         (4096, None, None, 4096, "bound"),
         (None, 512, None, 512, "model default"),
         (None, 512, 300, 300, "learned p90"),
-        (None, None, None, ASSUMED_OUTPUT, "model default"),
+        (None, None, None, ASSUMED_OUTPUT, "assumed"),
     ],
 )
 def test_prompt_and_the_lesser_of_bound_and_expectation(asked, default, learned, output, by):
@@ -137,7 +137,7 @@ def test_learned_lengths_class_a_real_mix_nearly_as_the_truth_would(
 ):
     """Which requests pass 4096 tokens? The truth says 16 %, prompt + max_tokens 54 %, the estimate 16 %.
 
-    The traces record no max_tokens. Assumed, and it reproduces the 54 % of design section 3 step 5: 45 % of
+    The traces record no max_tokens. Assumed, and it reproduces the 54 % of the README: 45 % of
     clients leave 4096, the others ask for the next power of two at or above what they will use. (45 % of
     the truly short requests would then go to the long pool whatever is assumed: all long ones pass, so
     0.54 = 0.16 + 0.84 x 0.45.) The estimate knows prompt and max_tokens, and the answers that had ended, at
