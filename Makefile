@@ -3,6 +3,7 @@
 #   make demo [ONCE=1]      a virtual environment, simulated engines, the gateway, real answers
 #   make test               lint, types, layers, tests, coverage
 #   make test PYTHON=python3.13
+#   make bench              what a request and an event cost, beside bare proxies in the same run
 #   make lock               pin all dependencies anew
 #   make tokenizer          train the demo's tokenizer anew
 SHELL := /bin/bash
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 # Tests share the machine's cores, but they start servers: more than four at once brings nothing.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
-.PHONY: help demo test lint tests install lock tokenizer schema clean
+.PHONY: help demo test lint tests bench install lock tokenizer schema clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -51,12 +52,17 @@ lint: install
 tests: install
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup --cov --cov-report=term:skip-covered $(ARGS)
 
+bench: install
+	$(BIN)/python -m tests.benchmarks.gateway_cost $(ARGS)
+
 # Universal: one lock for every platform and Python version that is supported.
 lock:
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-annotate --no-header --quiet --output-file deploy/lock/runtime.lock
 	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --quiet --output-file deploy/lock/dev.lock
+	echo 'hatchling>=1.27' | uv pip compile - --constraint deploy/lock/dev.lock --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file deploy/lock/build.lock
 
 tokenizer: install
 	$(BIN)/python deploy/tokenizers/train.py

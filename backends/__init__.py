@@ -1,13 +1,16 @@
 """Engines: what they want to be sent, what they answer, and what that means.
 
     contract.py        what the gateway may know of an engine: requests, events, errors, seams
-    registry.py        engine kind -> adapter, with strict options
+    registry.py        engine kind -> adapter, with strict options; and which engine is behind a URL
+    identifying.py     the questions and answers by which an unknown engine is recognised
     client.py          one replica: adapter + transport = a stream of events
     transport.py       the data path's HTTP client: bytes only
-    sse.py decoding.py stopping.py openai_dialect.py text_engines.py headers.py
-                       shared below the engines: framing, answers, stop strings, OpenAI's shapes
-    trtllm/ triton/ tgi/ openai/
-                       each: wire.py (pure: request -> bytes, bytes -> events), adapter.py (options, refusals)
+    sse.py decoding.py stopping.py openai_dialect.py openai_cutting.py openai_adapter.py text_engines.py
+    headers.py answers.py prometheus.py
+                       shared below the engines: framing, answers, stop strings, OpenAI's shapes, metrics
+    trtllm/ triton/ triton_openai/ tgi/ vllm/ sglang/ llamacpp/ openai/
+                       each: wire.py (pure: request -> bytes, bytes -> events), adapter.py (options), load.py
+                       (how busy it is), metadata.py (what it serves, how it is recognised)
     simulated/         the same engines without a GPU: a timing model with an explicit clock, real servers
 
 Nothing here imports the gateway: engines know no tenants.

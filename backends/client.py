@@ -10,6 +10,10 @@ Who retries what is decided elsewhere; here an error only learns the facts: whet
 at all, and whether a piece of the answer had been handed out before it.
 """
 
+import asyncio
+import functools
+from collections.abc import Callable
+
 from backends.contract import (
     ConnectFailed,
     Decoder,
@@ -23,6 +27,7 @@ from backends.contract import (
     Exchange,
     Failure,
     GenerateRequest,
+    HttpRequest,
     Transport,
     TransportError,
 )
@@ -60,24 +65,42 @@ class EngineClient:
         """
         decoder = self.adapter.decoder(request)
         encoded = self.adapter.encode(request)
+        stop = functools.partial(self._stop, self.adapter.cancel_request(request))
         try:
             exchange = await self._transport.open(self._endpoint, encoded)
         except TransportError as error:
             raise _engine_error(error, retryable=True) from error
+        except asyncio.CancelledError:
+            stop()  # engines that send no head before the first token are given up here
+            raise
         try:
             decoder.head(exchange.status, exchange.headers)
         except BaseException:
             exchange.cancel()
             raise
-        return ClientGeneration(exchange, decoder, self._max_pending_bytes)
+        return ClientGeneration(exchange, decoder, self._max_pending_bytes, stop)
+
+    def _stop(self, request: HttpRequest | None) -> None:
+        """Send what stops the engine, where dropping the connection alone is noticed late."""
+        if request is not None:
+            self._transport.dispatch(self._endpoint, request)
 
 
 class ClientGeneration:
     """`contract.Generation` over an exchange and a decoder."""
 
-    __slots__ = ("_decoder", "_delivered", "_ended", "_error", "_exchange", "_max_pending_bytes", "_pending")
+    __slots__ = (
+        "_decoder", "_delivered", "_ended", "_error", "_exchange", "_max_pending_bytes", "_pending", "_stop",
+    )  # fmt: skip
 
-    def __init__(self, exchange: Exchange, decoder: Decoder, max_pending_bytes: int) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        decoder: Decoder,
+        max_pending_bytes: int,
+        stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`stop` is called at most once, if the answer is given up before it ended or failed by itself."""
         self._exchange = exchange
         self._decoder = decoder
         self._max_pending_bytes = max_pending_bytes
@@ -88,6 +111,7 @@ class ClientGeneration:
         self._error: EngineError | None = None
         """How the answer failed, once it has."""
         self._ended = False
+        self._stop: Callable[[], None] | None = stop
 
     async def events(self) -> list[Event]:
         """The next events, at least one; `Done` is the last.
@@ -148,6 +172,9 @@ class ClientGeneration:
         """Tell the engine to stop, by dropping the connection. Idempotent; a no-op after the end."""
         if not self._ended:
             self._exchange.cancel()
+            stop, self._stop = self._stop, None
+            if stop is not None and self._error is None:
+                stop()
 
 
 def _engine_error(error: TransportError, *, retryable: bool) -> EngineError:

@@ -29,10 +29,11 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 __all__ = [
-    "ConnectFailed", "ConnectionBroken", "Decoder", "Delta", "Done", "Endpoint", "Engine", "EngineAdapter",
-    "EngineError", "EngineRegistry", "ErrorKind", "Event", "Exchange", "Failure", "FinishReason",
-    "GenerateRequest", "Generation", "Health", "HttpRequest", "OptionError", "Prompt", "RelayMode",
-    "ResponseInvalid", "Transport", "TransportError", "Unsupported", "Usage",
+    "Answer", "Answers", "ConnectFailed", "ConnectionBroken", "Decoder", "Delta", "Done", "Endpoint",
+    "Engine", "EngineAdapter", "EngineError", "EngineLimits", "EngineRegistry", "ErrorKind", "Event",
+    "Exchange", "Failure", "FinishReason", "GenerateRequest", "Generation", "Health", "HttpRequest",
+    "Identified", "Load", "Metadata", "OptionError", "Prompt", "RelayMode", "ResponseInvalid", "Transport",
+    "TransportError", "Unsupported", "Usage", "Vocabulary",
 ]  # fmt: skip
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -96,6 +97,94 @@ class Unsupported:
 
     param: str
     message: str
+
+
+# ---------------------------------------------------------------------------- what engines tell of themselves
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer to a question that generates nothing."""
+
+    status: int
+    body: bytes = b""
+
+
+Answers = Mapping[str, Answer]
+"""Answers by the path of their question. A question that got none is absent."""
+
+Vocabulary = Literal["classic", "llmapi", "other"]
+"""The tensor names of a Triton model: TensorRT-LLM's two, or something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What an engine says of its limits. None is untold: nothing is ever guessed."""
+
+    context_tokens: int | None = None
+    """The served context: prompt and output together."""
+    prompt_tokens: int | None = None
+    in_flight: int | None = None
+    """Requests that it holds at a time, running or waiting; those above are refused, or wait unseen."""
+    stop_sequences: int | None = None
+    train_context_tokens: int | None = None
+    """What the model was trained for: an upper bound of `context_tokens`, and not a limit served."""
+    max_batch_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What an engine says of itself and its models. None is untold."""
+
+    models: tuple[str, ...] | None = None
+    """Names that it answers to, as it wants them."""
+    ready: Mapping[str, bool] | None = None
+    """By model, where it tells models apart."""
+    limits: EngineLimits = EngineLimits()
+    server: str | None = None
+    version: str | None = None
+    extensions: tuple[str, ...] | None = None
+    vocabulary: Vocabulary | None = None
+    decoupled: bool | None = None
+    """Whether a Triton model may send more than one response, without which it cannot stream."""
+    inputs: tuple[str, ...] | None = None
+    outputs: tuple[str, ...] | None = None
+    """Tensor names of a Triton model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy an engine says that it is. None is untold, which is never zero: keep the last figure and let
+    it age."""
+
+    running: int | None = None
+    waiting: int | None = None
+    in_flight: int | None = None
+    """Running and waiting together, where it cannot tell them apart."""
+    kv_usage: float | None = None
+    """Used share of the KV cache, 0..1."""
+    prefix_hit_ratio: float | None = None
+    """Share of prompt blocks or tokens found in the KV cache, 0..1."""
+    requests_total: int | None = None
+    """Requests that ended well since the engine's start."""
+    failures_total: int | None = None
+    per_model: Mapping[str, "Load"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """An upstream, recognised from what it answers."""
+
+    kind: str
+    """What `engine:` should say."""
+    options: Mapping[str, Any]
+    """What `options:` should say; empty where the defaults fit."""
+    how: str
+    """A sentence: from which answer it is known. Holds nothing but ASCII and no control characters."""
+    models: Mapping[str, str]
+    """As `serves:` may say: a public name -> the name that it wants. Empty: none that could be served."""
+    limits: EngineLimits = EngineLimits()
+    version: str | None = None
 
 
 # --------------------------------------------------------------------------------------------- events
@@ -275,6 +364,34 @@ class EngineAdapter(Protocol):
 
     def read_health(self, status: int, body: bytes) -> Health: ...
 
+    def cancel_request(self, request: GenerateRequest) -> HttpRequest | None:
+        """What to send besides dropping the connection, where that alone is noticed late; None: nothing."""
+
+    def metadata_requests(self, model: str | None = None) -> Sequence[HttpRequest]:
+        """Questions whose answers tell what the engine serves; with `model`, also those about one model."""
+
+    def read_metadata(self, answers: Answers) -> Metadata:
+        """What `answers` tell. Those that are absent, refused or make no sense tell nothing."""
+
+    def load_request(self) -> HttpRequest | None:
+        """The question how busy it is; None: it does not tell."""
+
+    load_port: int | None
+    """The port of that question, where it is not the one of the requests."""
+
+    def read_load(self, status: int, body: bytes) -> Load | None:
+        """Its answer; None where it is none (refused, switched off, not in a known form)."""
+
+    def tokenize_request(
+        self, model: str, *, text: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None
+    ) -> HttpRequest | None:
+        """The question how many tokens `text`, or `messages` in the model's chat template with its
+        generation prompt, are to the engine; special tokens counted as it would add them to a prompt. None:
+        it cannot be asked (so for one of the two)."""
+
+    def read_token_count(self, status: int, body: bytes) -> int | None:
+        """Its answer; None where it is none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -316,6 +433,10 @@ class Transport(Protocol):
         Raises TransportError. Cancelling it leaves nothing behind.
         """
 
+    def dispatch(self, endpoint: Endpoint, request: HttpRequest) -> None:
+        """Send `request` in the background and forget its answer. Never waits, never raises; what is still
+        under way after a few seconds, or at `aclose`, is dropped."""
+
     async def aclose(self) -> None: ...
 
 
@@ -349,3 +470,13 @@ class EngineRegistry(Protocol):
 
     def adapter(self, kind: str, options: Mapping[str, Any]) -> EngineAdapter:
         """An adapter with strict options. Raises OptionError, or KeyError for an unknown kind."""
+
+    def questions(self, answers: Answers = MappingProxyType({})) -> Sequence[HttpRequest]:
+        """What to ask an unknown upstream next, given what it has answered; all cheap, none generates.
+
+        Empty once nothing more would help, so: ask until it is empty, then `identify`. A question that got no
+        answer at all must be put into `answers` with status 0, else it comes again.
+        """
+
+    def identify(self, answers: Answers) -> Identified | None:
+        """Which engine gives these answers; None if it is none that is known."""

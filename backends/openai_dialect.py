@@ -27,7 +27,7 @@ from backends.decoding import (
 )
 from backends.headers import json_headers
 
-__all__ = ["OpenAiDecoder", "choices_asked", "classify", "openai_request"]
+__all__ = ["OpenAiDecoder", "choices_asked", "classify", "openai_request", "without"]
 
 # ---------------------------------------------------------------------------------------------- requests
 
@@ -59,6 +59,11 @@ def openai_request(
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
     return HttpRequest("POST", path, {**json_headers(request), **(headers or {})}, msgspec.json.encode(body))
+
+
+def without(parameters: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    """`parameters` less those that are not for this engine."""
+    return {name: value for name, value in parameters.items() if name not in names}
 
 
 def choices_asked(request: GenerateRequest) -> int:
@@ -208,11 +213,16 @@ class OpenAiDecoder(AnswerDecoder):
 
     def stream_ended(self) -> None:
         if len(self._finished) >= self._choices:
+            self.before_end()
             self.finish()
         else:
             self.fail(ErrorKind.ENGINE, "the stream ended without its end marker")
 
+    def before_end(self) -> None:
+        """A chance to emit what was held back, ahead of the good end."""
+
     def _done(self, raw: bytes | None) -> None:
+        self.before_end()
         if not self.delivered:
             self.fail(ErrorKind.ENGINE, "an answer without content")
             return

@@ -57,6 +57,13 @@ _KEEP_ALIVE = 4.0
 _CLOSE = 5.0
 """Seconds `aclose` waits for aborted connections; they need one turn of the loop, this is a guard."""
 
+_DISPATCH = 5.0
+"""Seconds that a dispatched request may take."""
+
+_MOST_DISPATCHED = 256
+"""Dispatched requests under way at a time; those above are not sent: an engine this far behind is no better
+off for being told."""
+
 _READ_LIMIT = 3 * 1024
 """aiohttp's `read_bufsize`. It stops reading from the socket above twice this size. One read may then have
 brought 250 KiB more (libuv's buffer; asyncio's has 256): together at most 256 KiB per answer nobody reads.
@@ -373,6 +380,7 @@ class AiohttpTransport:
         self._answered = 0
         self._retried = 0
         self._closed = False
+        self._dispatched: set[asyncio.Task[None]] = set()
 
     def statistics(self) -> TransportStatistics:
         return TransportStatistics(
@@ -404,6 +412,32 @@ class AiohttpTransport:
             raise
         self._answered += 1
         return exchange
+
+    def dispatch(self, endpoint: Endpoint, request: HttpRequest) -> None:
+        """Send `request` in the background and forget its answer. Never waits, never raises.
+
+        It gets `_DISPATCH` seconds, and ends with the transport; at most `_MOST_DISPATCHED` are under way.
+        """
+        if self._closed or len(self._dispatched) >= _MOST_DISPATCHED:
+            return
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._deliver(endpoint, request), name=f"dispatch {request.path}")
+        self._dispatched.add(task)
+        task.add_done_callback(self._dispatched.discard)
+
+    async def _deliver(self, endpoint: Endpoint, request: HttpRequest) -> None:
+        """Send it and read the answer to its end, so that the connection can be kept."""
+        exchange: AiohttpExchange | None = None
+        try:
+            async with asyncio.timeout(_DISPATCH):
+                exchange = await self.open(endpoint, request)
+                while await exchange.events():
+                    pass
+        except (TransportError, TimeoutError):
+            pass  # it was a favour to the engine; whoever asked has left
+        finally:
+            if exchange is not None:
+                exchange.cancel()
 
     async def _exchange(self, endpoint: Endpoint, request: HttpRequest) -> aiohttp.ClientResponse:
         context = True if endpoint.ca_file is None else await self._tls_context(endpoint.ca_file)
@@ -482,6 +516,10 @@ class AiohttpTransport:
     async def aclose(self) -> None:
         """Drop every connection. Exchanges still under way raise ConnectionBroken. Idempotent."""
         self._closed = True
+        for task in self._dispatched:
+            task.cancel()
+        if self._dispatched:
+            await asyncio.wait(list(self._dispatched), timeout=_CLOSE)
         for exchange in list(self._draining):
             exchange.cancel()
         leaving = [closed for connection in self._alive if (closed := connection.closed) is not None]

@@ -6,7 +6,8 @@ The rooms, in the order in which a request meets them:
     app.py         composition root: builds every part once and wires them; the routes
     middleware/    request id, record and log line of every request
     api/           the public OpenAI dialect: receive, read, render, reply; errors; models; probes
-    tenants/       key -> tenant
+    tenants/       key -> tenant; keys made, rotated, revoked
+    state/         what was decided at run time: the overlay on the file, in SQLite
     pipeline.py    THE request's way: one function, read from top to bottom
     call.py        Call, PromptCount, Bound, Estimate: what the rooms hand to each other
     tokens/        counting, chat templates, max_tokens policy, the estimate
@@ -16,8 +17,9 @@ The rooms, in the order in which a request meets them:
     answer.py      an answer under way: the lease on its slot and its upstream connection
     queueing/      who gets the next free replica of a pool
     fleet/         replicas: ledger of what is in flight, cool-down, probes
-    relay.py       events -> client, with the clock running
+    relay.py       events -> client, with the clock running (watchdog.py)
     runtime.py     what lives as long as one configuration
+    reloading.py   the next configuration: read, checked, swapped whole or not at all
     config/        routes.yaml: grammar, checks with line numbers, the immutable snapshot
     admin/         the admin API and its key
     telemetry/     metrics, traces, logs, the record of each request

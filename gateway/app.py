@@ -4,9 +4,12 @@ Nothing else in the gateway imports `backends.registry`, the transport or the en
 """
 
 import asyncio
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from backends.registry import REGISTRY
 from backends.transport import AiohttpTransport
 from gateway.admin.admin_key import AdminKey, find_admin_key
 from gateway.admin.endpoints import AdminEndpoint, AdminHandlers
+from gateway.admin.operating import ConfigHandlers, KeyHandlers, ReplicaHandlers
 from gateway.api.asgi import App
 from gateway.api.errors import ErrorRing
 from gateway.api.generation import GenerationEndpoint
@@ -33,15 +37,22 @@ from gateway.limits.quotas import Limiter
 from gateway.middleware.request_log import RequestLog
 from gateway.pipeline import Pipeline
 from gateway.queueing.pool_queue import PoolQueue
+from gateway.reloading import Reloader, Source
 from gateway.runtime import Runtime
 from gateway.settings import Settings
+from gateway.state.live import LiveState
+from gateway.state.overlay import Overlay
+from gateway.state.store import StateStore
 from gateway.tasks import TaskSet
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.records import RecordBook
 from gateway.telemetry.tracing import NoTracing, Tracing, tracing_of
 from gateway.tenants.authentication import Authenticator
+from gateway.tenants.keys import keys_in_force
 from gateway.tokens.counting import Counting
 from gateway.tokens.estimating import OutputLengths
+
+log = logging.getLogger("headgate.app")
 
 
 def load_snapshot(
@@ -67,7 +78,12 @@ class Gateway:
         clock: Callable[[], float] = time.monotonic,
         tracing: Tracing | None = None,
         probe: bool = True,
+        store: StateStore | None = None,
+        source: Source | None = None,
+        warnings: tuple[Problem, ...] = (),
     ) -> None:
+        """`store`: what outlives the process, closed with the gateway; None for one in memory. `source`:
+        where to load the configuration again from; `warnings` are those of the first time."""
         self.clock = clock
         self.tracing: Tracing = NoTracing() if tracing is None else tracing
         self.admin_key = admin_key
@@ -80,7 +96,13 @@ class Gateway:
         self._transports: dict[float, AiohttpTransport] = {}
         self._lengths = OutputLengths()
         self._budget = RetryBudget(clock)
+        self._file = snapshot  # as the file says; the runtime's has the overlay on it
+        self._older: list[Runtime] = []  # replaced, but still used by requests in flight
+        self._probing = TaskSet()
+        self._endings = TaskSet()
+        self.state = LiveState(StateStore.in_memory() if store is None else store, self._apply)
         self.runtime = self._build(snapshot, counting)
+        self.reloader = Reloader(source, self._current, self._adopt, warnings)
         self.metrics.watch(_Gauges(self))
         authenticator = Authenticator(admin_key.digest)
         self.data_app = self._ringed(self._data_routes(authenticator), self.book, self.metrics)
@@ -89,9 +111,18 @@ class Gateway:
 
     @classmethod
     async def create(
-        cls, snapshot: Snapshot, settings: Settings | None = None, *, probe: bool = True
+        cls,
+        snapshot: Snapshot,
+        settings: Settings | None = None,
+        *,
+        probe: bool = True,
+        source: Source | None = None,
+        warnings: tuple[Problem, ...] = (),
     ) -> "Gateway":
-        """Load the tokenizers off the loop, find the admin key, and build."""
+        """Load the tokenizers off the loop, find the admin key, open the state store, and build.
+
+        Raises AdminKeyRefused, StateUnusable.
+        """
         settings = settings if settings is not None else Settings()
         counting = await asyncio.to_thread(Counting.build, snapshot)
         admin_key = await asyncio.to_thread(
@@ -101,25 +132,48 @@ class Gateway:
             loopback=is_loopback(snapshot.server.admin[0]),
         )
         tracing = tracing_of(settings.traces)
-        return cls(snapshot, counting, admin_key, tracing=tracing, probe=probe)
+        store = await asyncio.to_thread(StateStore.at, Path(snapshot.server.state))
+        if store.warning is not None:
+            log.warning("%s", store.warning)
+        return cls(
+            snapshot,
+            counting,
+            admin_key,
+            tracing=tracing,
+            probe=probe,
+            store=store,
+            source=source,
+            warnings=warnings,
+        )
 
     async def __aenter__(self) -> "Gateway":
-        if self._probe:
-            runtime = self.runtime
-            pools = runtime.snapshot.pools
-            targets = (
-                (ledger, endpoint_of(pools[pool], ledger.replica), runtime.queues[pool].dispatch)
-                for pool, ledger in runtime.ledgers()
-            )
-            self.tasks.start(Prober(targets).run(), "probing")
+        try:
+            await self.state.refresh()
+            await self._forget_what_is_gone()
+        except BaseException:
+            await asyncio.to_thread(self.state.store.close)
+            raise
+        self.tasks.start(self.state.watch(), "state")
+        self.tasks.start(self.reloader.watch(), "configuration file")
+        self._start_probing()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.tasks.aclose()
-        await self.runtime.counting.aclose()
+        await self._probing.aclose()
+        await self._endings.wait(seconds=5)
+        await self._endings.aclose()
+        for runtime in (self.runtime, *self._older):
+            await runtime.counting.aclose()
+        await asyncio.to_thread(self.state.store.close)
         for transport in self._transports.values():
             await transport.aclose()
         await asyncio.to_thread(self.tracing.close)
+
+    @property
+    def older_in_use(self) -> int:
+        """How many configurations that were replaced still have requests in flight."""
+        return len(self._older)
 
     @property
     def draining(self) -> bool:
@@ -146,12 +200,76 @@ class Gateway:
         """The upstream connection pools, for statistics."""
         return tuple(self._transports.values())
 
+    # ----------------------------------------------------------------------------------------- changes
+
+    def reload_soon(self, by: str) -> None:
+        """Load the configuration again, in a task of its own. Nothing where there is no file."""
+        if self.reloader.possible:
+            self.tasks.start(self._reload(by), "reload")
+
+    async def _reload(self, by: str) -> None:
+        await self.reloader.reload(by)
+
+    def _apply(self, overlay: Overlay) -> None:
+        """Put an overlay in force: whole, in one step. Keys first, then drains."""
+        keys = keys_in_force(self._file, overlay)
+        self.runtime = replace(self.runtime, snapshot=replace(self._file, keys=keys))
+        for _, ledger in self.runtime.ledgers():
+            before, ledger.drained = ledger.drained, overlay.drains.get(ledger.replica.id)
+            if before is not None and ledger.drained is None:
+                ledger.changed()  # those in line may have it
+
+    async def _adopt(self, snapshot: Snapshot, counting: Counting) -> None:
+        """Put another configuration in force: whole, in one step. Requests in flight keep the old one."""
+        old = self.runtime
+        self._file = snapshot
+        self.runtime = self._build(snapshot, counting, old)
+        self._apply(self.state.overlay)
+        self._older.append(old)
+        old.leases.when_gone(partial(self._retire, old))
+        await self._probing.aclose()
+        self._start_probing()
+        await self._forget_what_is_gone()
+
+    def _retire(self, runtime: Runtime) -> None:
+        """Nobody uses `runtime` any more: end what is its alone."""
+        self._older = [other for other in self._older if other is not runtime]
+        for queue in runtime.queues.values():
+            queue.close()
+        unused = []
+        if not self._older:
+            # Not before: a replica that stayed gets its engine anew, so an older configuration's requests may
+            # use a newer one's connections.
+            used = {pool.timeouts.connect for pool in self.runtime.snapshot.pools.values()}
+            unused = [self._transports.pop(connect) for connect in self._transports.keys() - used]
+        self._endings.start(_end(runtime.counting, unused), "end of a configuration")
+
+    async def _forget_what_is_gone(self) -> None:
+        """A replica that the file no longer names loses its overlay."""
+        known = {ledger.replica.id for _, ledger in self.runtime.ledgers()}
+        gone = self.state.overlay.drains.keys() - known
+        if gone:
+            store = self.state.store
+            await self.state.change(partial(store.forget_drains, gone, at=time.time(), who="reload"))
+
+    def _start_probing(self) -> None:
+        if not self._probe:
+            return
+        runtime = self.runtime
+        pools = runtime.snapshot.pools
+        targets = (
+            (ledger, endpoint_of(pools[pool], ledger.replica), ledger.changed)
+            for pool, ledger in runtime.ledgers()
+        )
+        self._probing.start(Prober(targets).run(), "probing")
+
     # -------------------------------------------------------------------------------------- the parts
 
-    def _build(self, snapshot: Snapshot, counting: Counting) -> Runtime:
-        fleet = Fleet(snapshot, self._make_engine, self.clock)
+    def _build(self, snapshot: Snapshot, counting: Counting, old: Runtime | None = None) -> Runtime:
+        """`old` gives what stays: the books of replicas, the levels of quotas."""
+        fleet = Fleet(snapshot, self._make_engine, self.clock, () if old is None else old.ledgers())
         queues = {name: PoolQueue(pool, fleet.pools[name]) for name, pool in snapshot.pools.items()}
-        limiter = Limiter(snapshot, self.clock)
+        limiter = Limiter(snapshot, self.clock, None if old is None else old.limiter)
         attempts = Attempts(queues, counting, self._budget, self.metrics, self.clock)
         pipeline = Pipeline(
             snapshot=snapshot,
@@ -191,6 +309,9 @@ class Gateway:
 
     def _admin_routes(self, authenticator: Authenticator) -> list[Route]:
         handlers = AdminHandlers(self._current, self.book, self.clock)
+        keys = KeyHandlers(self.state, lambda: self._file)
+        replicas = ReplicaHandlers(self.state, self._current)
+        config = ConfigHandlers(self.state, self._current, self.reloader, lambda: self.older_in_use)
 
         def guarded(handler: Callable[..., object]) -> AdminEndpoint:
             return AdminEndpoint(handler, self._current, authenticator)  # type: ignore[arg-type]
@@ -201,6 +322,15 @@ class Gateway:
             Route("/admin/requests", guarded(handlers.requests), methods=["GET"]),
             Route("/admin/quotas", guarded(handlers.quotas), methods=["GET"]),
             Route("/admin/routes/explain", guarded(handlers.explain), methods=["POST"]),
+            Route("/admin/keys", guarded(keys.list), methods=["GET"]),
+            Route("/admin/keys", guarded(keys.create), methods=["POST"]),
+            Route("/admin/keys/{id}/rotate", guarded(keys.rotate), methods=["POST"]),
+            Route("/admin/keys/{id}/revoke", guarded(keys.revoke), methods=["POST"]),
+            Route("/admin/replicas/{id}/drain", guarded(replicas.drain), methods=["POST"]),
+            Route("/admin/replicas/{id}/enable", guarded(replicas.enable), methods=["POST"]),
+            Route("/admin/config", guarded(config.show), methods=["GET"]),
+            Route("/admin/config/reload", guarded(config.reload), methods=["POST"]),
+            Route("/admin/audit", guarded(config.audit), methods=["GET"]),
             *self._probe_routes(authenticator, admin=True),
         ]
 
@@ -235,6 +365,12 @@ def _with_app(router: Router) -> App:
     return app
 
 
+async def _end(counting: Counting, transports: Iterable[AiohttpTransport]) -> None:
+    await counting.aclose()
+    for transport in transports:
+        await transport.aclose()
+
+
 class _Gauges:
     """What the metrics read at scrape time."""
 
@@ -243,8 +379,21 @@ class _Gauges:
 
     def replicas(self) -> Iterator[tuple[str, str, int, int, bool]]:
         for pool, ledger in self._gateway.runtime.ledgers():
-            ready = not ledger.cooling()
-            yield pool, ledger.replica.id, ledger.in_flight, ledger.outstanding_tokens, ready
+            yield (
+                pool,
+                ledger.replica.id,
+                ledger.in_flight,
+                ledger.outstanding_tokens,
+                ledger.usable(),
+            )
+
+    def drained(self) -> Iterator[tuple[str, str, bool]]:
+        for pool, ledger in self._gateway.runtime.ledgers():
+            yield pool, ledger.replica.id, ledger.drained is not None
+
+    def config(self) -> tuple[str, bool, float]:
+        last = self._gateway.reloader.last
+        return self._gateway.runtime.snapshot.hash, last.ok, last.at
 
     def queues(self) -> Iterator[tuple[str, int]]:
         for name, queue in self._gateway.runtime.queues.items():

@@ -7,9 +7,11 @@
       InvalidKey           401
       NotAdmin             403  a valid key, on a route that is not for it
       NoSuchRoute          404
+      NotFound             404  an administrator named a key or replica that there is not
       ModelNotFound        404  also for a model this tenant may not use: no probing
       MethodNotAllowed     405
       BodyTimeout          408
+      Conflict             409  what an administrator wants cannot be as things are
       BodyTooLarge         413
       UnsupportedMedia     415
       QuotaExceeded        429  the tenant's own limit
@@ -86,6 +88,12 @@ class NoSuchRoute(GatewayError):
     default_code = "unknown_url"
 
 
+class NotFound(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+    default_code = "not_found"
+
+
 class ModelNotFound(GatewayError):
     status = 404
     type = "invalid_request_error"
@@ -102,6 +110,12 @@ class BodyTimeout(GatewayError):
     status = 408
     type = "invalid_request_error"
     default_code = "request_timeout"
+
+
+class Conflict(GatewayError):
+    status = 409
+    type = "invalid_request_error"
+    default_code = "conflict"
 
 
 class BodyTooLarge(GatewayError):

@@ -232,7 +232,7 @@ class Attempts:
             if not error.reached or error.kind is ErrorKind.TIMEOUT:
                 cooling = ledger.avoid()
                 # Those in line may have it again as soon as it is no longer avoided.
-                asyncio.get_running_loop().call_later(cooling, self._queues[pool.name].dispatch)
+                asyncio.get_running_loop().call_later(cooling, ledger.changed)
             raise
         finally:
             self._metrics.attempts.labels(pool.name, outcome).inc()

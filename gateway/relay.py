@@ -6,7 +6,7 @@ to the client, the request as a whole.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from backends.contract import EngineError, Event
@@ -14,6 +14,7 @@ from gateway.answer import Answer
 from gateway.engine_errors import gateway_error_of
 from gateway.errors import ClientGone, EngineTimeout, GatewayError
 from gateway.telemetry.records import RequestRecord
+from gateway.watchdog import Watchdog
 
 
 class Reply(Protocol):
@@ -47,30 +48,37 @@ async def relay(answer: Answer, reply: Reply, record: RequestRecord, clock: Call
     record.first_byte = clock()
     events = answer.first
     answer.first = []
-    while True:
-        answer.note(events)
-        await _sent(reply.write(events), timeouts.send)
-        if answer.ended:
-            return
-        patience = min(timeouts.idle, deadline - clock())
-        try:
-            async with asyncio.timeout(patience):
+    writing = False
+    try:
+        with Watchdog() as watchdog:
+            while True:
+                answer.note(events)
+                writing = True
+                watchdog.expect(timeouts.send)
+                await reply.write(events)
+                if answer.ended:
+                    return
+                writing = False
+                watchdog.expect(min(timeouts.idle, deadline - clock()))
                 events = await answer.generation.events()
-        except TimeoutError:
-            raise EngineTimeout(f"The engine sent nothing for {max(patience, 0):.3g} s.") from None
-        except EngineError as error:
-            answer.slot.ledger.failed(error)
-            raise gateway_error_of(error, answer.call) from error
+    except TimeoutError:
+        if writing:
+            raise _stalled(timeouts.send) from None
+        raise EngineTimeout("The engine sent nothing for too long.") from None
+    except EngineError as error:
+        answer.slot.ledger.failed(error)
+        raise gateway_error_of(error, answer.call) from error
 
 
 async def fail(answer: Answer, reply: Reply, error: GatewayError) -> None:
     """Tell the client that a started reply has failed. Raises ClientGone when it does not read."""
-    await _sent(reply.fail(error), answer.target.pool.timeouts.send)
-
-
-async def _sent(write: Awaitable[None], patience: float) -> None:
+    patience = answer.target.pool.timeouts.send
     try:
         async with asyncio.timeout(patience):
-            await write
+            await reply.fail(error)
     except TimeoutError:
-        raise ClientGone(f"the client read nothing for {patience:g} s") from None
+        raise _stalled(patience) from None
+
+
+def _stalled(patience: float) -> ClientGone:
+    return ClientGone(f"the client read nothing for {patience:g} s")

@@ -96,11 +96,12 @@ async def listening(
 async def run_until_signal(
     gateway: Gateway, data: socket.socket, admin: socket.socket, started: Callable[[Addresses], None]
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short."""
+    """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short. SIGHUP reloads."""
     signals = asyncio.Queue[None]()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, None)
+    loop.add_signal_handler(signal.SIGHUP, gateway.reload_soon, "SIGHUP")
     async with listening(gateway, data, admin) as addresses:
         started(addresses)
         await signals.get()

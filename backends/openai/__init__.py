@@ -1,1 +1,1 @@
-"""Any engine that speaks OpenAI's own dialect: vLLM, SGLang, llama.cpp, Triton's OpenAI frontend."""
+"""Any engine that speaks OpenAI's own dialect and is none of those with an adapter of their own."""

@@ -7,6 +7,7 @@ ten events, and says so.
 
 Events are those that carry output: SSE events of a stream, of which the role-only opening of OpenAI's
 dialect is none, or the tokens behind an answer that is not streamed. k = 0 means before the first.
+`huge_event` and `drip` strike streams only.
 """
 
 import math
@@ -27,7 +28,10 @@ FAULTS: Mapping[str, str] = MappingProxyType(
         "redirect": "answer 301 to an address that must never be called",
         "garbage": "answer 200 with bytes that are neither JSON nor an event",
         "gzip": "answer 200 with a gzip body that nobody asked for",
+        "slow_headers": "hold the status line and headers back for that many seconds",
         "slow_first": "hold the first output back for that many seconds",
+        "huge_event": "before the first event send one of that many MiB",
+        "drip": "send the event after that many events one byte at a time",
         "silent_after": "say nothing more after that many events, and keep the connection open",
         "die_after": "abort the connection (RST) after that many events",
         "fin_after": "close the connection cleanly (FIN) after that many events, without an end of the body",
@@ -36,7 +40,8 @@ FAULTS: Mapping[str, str] = MappingProxyType(
 )
 """Every fault there is, with its meaning and the unit of its value."""
 
-_NEEDS_VALUE = frozenset({"refuse", "slow_first", "silent_after", "die_after", "fin_after", "error_after"})
+_NEEDS_NO_VALUE = frozenset({"close", "hang", "overload", "redirect", "garbage", "gzip"})
+_NEEDS_VALUE = FAULTS.keys() - _NEEDS_NO_VALUE
 _SPECIFICATION = re.compile(r"(?P<name>[a-z_]+)(?:=(?P<value>\d+(?:\.\d+)?))?(?:\*(?P<times>\d+))?")
 
 

@@ -22,131 +22,52 @@ import signal
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from aiohttp import web
 
-from backends.simulated.dialects.common import ClosePhase, Dialect, Exchange, Handler, json_response
+from backends.simulated.dialects.common import Dialect, Exchange, Handler, json_response
+from backends.simulated.dialects.llamacpp import LlamacppDialect
 from backends.simulated.dialects.openai import OpenAIDialect
+from backends.simulated.dialects.sglang import SglangDialect
 from backends.simulated.dialects.tgi import TgiDialect
 from backends.simulated.dialects.triton import TritonDialect
+from backends.simulated.dialects.triton_openai import TritonOpenAIDialect
 from backends.simulated.dialects.trtllm import TrtllmDialect
-from backends.simulated.engine import EngineProfile, EngineStatistics, Step, profile
+from backends.simulated.dialects.vllm import VllmDialect
+from backends.simulated.engine import EngineProfile, Step, profile
 from backends.simulated.faults import Fault, FaultPlan
 from backends.simulated.live import LiveEngine
+from backends.simulated.options import ServerOptions
+from backends.simulated.records import Close, Received, Statistics
 from backends.simulated.speech import Speaker
 from backends.simulated.tokens import EngineTokenizer, default_tokenizer_directory
 
-__all__ = ["DIALECTS", "Close", "Received", "ServerOptions", "SimulatedServer", "Statistics", "run", "serve"]
+__all__ = ["DIALECTS", "SimulatedServer", "run", "serve"]
 
 logger = logging.getLogger("headgate.simulated")
 
 DIALECTS: Mapping[str, type[Dialect]] = MappingProxyType(
-    {dialect.kind: dialect for dialect in (TrtllmDialect, TritonDialect, TgiDialect, OpenAIDialect)}
+    {
+        dialect.kind: dialect
+        for dialect in (
+            TrtllmDialect,
+            TritonDialect,
+            TritonOpenAIDialect,
+            TgiDialect,
+            VllmDialect,
+            SglangDialect,
+            LlamacppDialect,
+            OpenAIDialect,
+        )
+    }
 )
 """Engine kind -> the dialect that it speaks."""
 
-Notice = Literal["at_once", "poll", "next_token", "next_write", "realistic"]
-
 _KEPT_REQUESTS = 64
 _KEPT_CLOSES = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
-    """How a simulated server is set up, beside its kind, profile and tokenizer."""
-
-    model: str = "headgate-mini"
-    """The model's name; trtllm and TGI answer to any name, as the real ones do, openai to this one only."""
-    host: str = "127.0.0.1"
-    port: int = 0
-    """0: any free port, told by `url`."""
-    max_input_tokens: int = 16_384
-    """Longer prompts are refused as the real engine refuses them."""
-    max_total_tokens: int = 16_384
-    """Prompt and output together."""
-    max_concurrent_requests: int = 128
-    """TGI: requests beyond this are refused at once."""
-    max_queue_size: int | None = None
-    """Triton and openai: waiting sequences beyond this are refused; None: no bound."""
-    seed: int = 0
-    """Seed of what is said; engines of one model share it."""
-    mean_tokens: float = 120.0
-    """Mean length of an answer that `max_tokens` does not cut."""
-    spread: float = 0.6
-    """Sigma of the logarithm of that length."""
-    fragments: float = 0.0
-    """Share of places where a character is said byte by byte, 0 to 1."""
-    notice: Notice = "at_once"
-    """How a closed connection is noticed. `at_once`: the moment it closes. `poll`: at the next tick of a
-    one-second clock that started with the request (divided by the profile's speed). `next_token`: when
-    the engine has made another token. `next_write`: when the server writes next, so only at the end
-    where nothing is streamed. `realistic`: trtllm polls, TGI by token, Triton by write, openai at once."""
-    text_mode: Literal["delta", "cumulative"] = "delta"
-    """Triton: what an event of `tensorrt_llm_bls` holds (`accumulate_tokens` false or true)."""
-    echo_input: bool = True
-    """Triton: whether an answer that is not streamed repeats the prompt where the request says nothing
-    (the `exclude_input_in_output` parameter of the model being false, as it is by default)."""
-    stream_interval: int = 1
-    """trtllm: tokens per event."""
-    keep_alive_s: float = 15.0
-    """TGI: seconds of silence before a comment line."""
-    idle_metrics_s: float = 2.0
-    """trtllm: how long `GET /metrics` waits for an iteration before it answers `[]`."""
-    version: str = "1.2.1"
-    """What the version endpoint says, where there is one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """A client that went away before its answer was complete."""
-
-    path: str
-    phase: ClosePhase
-    streamed: bool
-    events: int
-    """Events with content sent before."""
-    closed_at: float
-    """When the connection closed, monotonic seconds."""
-    noticed_at: float | None
-    """When the engine was told to stop; None: not yet, or never (the answer was made to its end)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A request to an inference route."""
-
-    at: float
-    """Monotonic seconds."""
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    """Names in lower case."""
-    body: Any
-    """Decoded JSON, or text where it is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """What a server saw and did. Times are monotonic seconds."""
-
-    now: float
-    kind: str
-    listening: bool
-    connections: int
-    requests: int
-    """Inference requests seen."""
-    in_flight: int
-    running: int
-    waiting: int
-    engine: EngineStatistics
-    closes: tuple[Close, ...]
-    faults: tuple[Mapping[str, Any], ...]
-    recent: tuple[Received, ...]
-    """The last requests, oldest first, at most 64."""
 
 
 class SimulatedServer:
@@ -180,7 +101,8 @@ class SimulatedServer:
         self.steps: deque[Step] = deque(maxlen=1024)
         """Recent steps that no statistics endpoint has reported yet."""
         self.live = LiveEngine(engine_profile, speaker, self.steps.append)
-        self.dialect = DIALECTS[kind](self)
+        self.started_at = self._loop.time()
+        self.dialect: Dialect = DIALECTS[kind](self)
         self.faults = FaultPlan()
         self._first_faults = tuple(faults)
         self.exchanges: set[Exchange] = set()
@@ -351,7 +273,10 @@ class SimulatedServer:
             lost = False
             try:
                 early = await exchange.arrive()
-                return await answer(exchange) if early is None else early
+                response = await answer(exchange) if early is None else early
+                if exchange.response is None:  # a stream has held its own head back
+                    await exchange.hold_head()
+                return response
             except (asyncio.CancelledError, ConnectionError):
                 lost = True
                 raise
@@ -436,7 +361,7 @@ async def serve(
 ) -> AsyncIterator[SimulatedServer]:
     """A simulated engine in this event loop, listening on 127.0.0.1 unless told otherwise.
 
-    kind: `trtllm`, `triton`, `tgi` or `openai`.
+    kind: one of `DIALECTS`.
     engine: a profile or its name (`h200`, `h200-slow-host`, `demo`).
     speed: overrides the profile's speed; 50 makes everything fifty times faster.
     tokenizer: a tokenizer directory or a loaded tokenizer; None: `headgate-mini`.
@@ -481,19 +406,14 @@ def run(
 ) -> None:
     """Serve one simulated engine until SIGINT or SIGTERM. Blocks; for the command line.
 
-    kind: `trtllm`, `triton`, `tgi`, `openai`.
+    kind: one of `DIALECTS`.
     engine: `h200`, `h200-slow-host` (6 ms of host time per step), `demo`.
     host, port: where to listen; port 0 takes any free one.
     speed: factor on the engine's pace.
     tokenizer: a tokenizer directory; default `headgate-mini`.
-    faults: each `name[=value][*times]`: refuse=SECONDS, close, hang, overload, redirect, garbage, gzip,
-        slow_first=SECONDS, silent_after=EVENTS, die_after=EVENTS, fin_after=EVENTS, error_after=EVENTS.
+    faults: each `name[=value][*times]`, see `backends.simulated.faults`.
     on_start: called once it listens, e.g. to print `url`.
-    options, with their defaults: model="headgate-mini", max_input_tokens=16384, max_total_tokens=16384,
-        max_concurrent_requests=128 (TGI), max_queue_size=None (Triton, openai), seed=0, mean_tokens=120,
-        spread=0.6, fragments=0, notice="at_once" (or poll, next_token, next_write, realistic),
-        text_mode="delta" (Triton; or cumulative), echo_input=True (Triton), stream_interval=1 (trtllm),
-        keep_alive_s=15 (TGI), idle_metrics_s=2 (trtllm), version="1.2.1".
+    options: fields of `ServerOptions`.
 
     Raises what `serve` raises.
     """

@@ -27,11 +27,16 @@ class TemplateError(ValueError):
 
 
 def default_tokenizer_directory() -> Path:
-    """Where `headgate-mini` lies in a checkout of this project. Raises FileNotFoundError elsewhere."""
-    directory = Path(__file__).resolve().parents[2] / "deploy" / "tokenizers" / "headgate-mini"
-    if not (directory / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"no tokenizer in {directory}: name a directory that has a tokenizer.json")
-    return directory
+    """Where `headgate-mini` lies: in the wheel beside this module, in a checkout under `deploy`.
+
+    Raises FileNotFoundError where it is in neither place.
+    """
+    here = Path(__file__).resolve()
+    packaged = here.parent / "headgate-mini"
+    for directory in (packaged, here.parents[2] / "deploy" / "tokenizers" / "headgate-mini"):
+        if (directory / "tokenizer.json").is_file():
+            return directory
+    raise FileNotFoundError(f"no tokenizer in {packaged}: name a directory that has a tokenizer.json")
 
 
 class EngineTokenizer:
@@ -73,9 +78,9 @@ class EngineTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def offsets(self, text: str) -> list[tuple[int, str, int, int]]:
-        """(id, text, start, stop) of each token with special tokens added, as TGI's /tokenize tells them."""
-        encoding = self._tokenizer.encode(text)
+    def offsets(self, text: str, *, add_special_tokens: bool = True) -> list[tuple[int, str, int, int]]:
+        """(id, text, start, stop) of each token, as TGI's /tokenize tells them."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return [
             (token_id, text[start:stop], start, stop)
             for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)

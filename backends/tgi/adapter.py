@@ -1,52 +1,95 @@
 """The adapter for `engine: tgi`."""
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from backends.answers import get, items_of, json_body
 from backends.contract import (
+    Answers,
     Decoder,
     GenerateRequest,
     Health,
     HttpRequest,
+    Load,
+    Metadata,
     RelayMode,
     Unsupported,
 )
-from backends.tgi import wire
+from backends.openai_adapter import ask
+from backends.tgi import load, messages, metadata, wire
 
 __all__ = ["TgiAdapter", "TgiOptions"]
 
 
 class TgiOptions(msgspec.Struct, frozen=True):
-    """Launch flags that limit what a client may ask; the defaults are TGI's."""
+    """Which of its interfaces to use, and launch flags that limit what a client may ask (TGI's defaults)."""
 
+    api: Literal["native", "messages"] = "native"
+    """`native`: text in, text out; the gateway renders the chat template. `messages`: TGI's OpenAI routes,
+    where TGI renders it; with tools and log probabilities, and with less exact errors."""
     max_stop_sequences: Annotated[int, msgspec.Meta(ge=0)] = 4
 
 
 class TgiAdapter:
-    """TGI's native routes: text in, text out."""
+    """Text Generation Inference. Notices a closed connection at the next token."""
 
     kind = "tgi"
-    applies_template = False
     adds_bos = True
-    relay: RelayMode = "translated"
     canonical = False
+    load_port: int | None = None
 
     def __init__(self, options: TgiOptions | None = None) -> None:
         self._options = options or TgiOptions()
+        self._is_native = self._options.api == "native"
+        self.applies_template = not self._is_native
+        self.relay: RelayMode = "translated" if self._is_native else "patched"
 
     def unsupported(self, request: GenerateRequest) -> Unsupported | None:
-        return wire.unsupported(request, max_stop_sequences=self._options.max_stop_sequences)
+        refusal = wire.unsupported if self._is_native else messages.unsupported
+        return refusal(request, max_stop_sequences=self._options.max_stop_sequences)
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
-        return wire.encode(request)
+        return wire.encode(request) if self._is_native else messages.encode(request)
 
     def decoder(self, request: GenerateRequest) -> Decoder:
-        return wire.TgiDecoder(stops=request.stop)
+        if self._is_native:
+            return wire.TgiDecoder(stops=request.stop)
+        return messages.decoder(request)
 
     def health_request(self) -> HttpRequest:
-        return HttpRequest("GET", "/health")
+        return get("/health")
 
     def read_health(self, status: int, body: bytes) -> Health:
         """A 503 passes: after a failed generation the next probe tries one on the shards."""
         return Health(ready=status == 200, live=True)
+
+    def cancel_request(self, request: GenerateRequest) -> HttpRequest | None:
+        return None
+
+    def metadata_requests(self, model: str | None = None) -> Sequence[HttpRequest]:
+        return [get(path) for path in metadata.PATHS]
+
+    def read_metadata(self, answers: Answers) -> Metadata:
+        return metadata.read_metadata(answers)
+
+    def load_request(self) -> HttpRequest | None:
+        return get("/metrics")
+
+    def read_load(self, status: int, body: bytes) -> Load | None:
+        return load.read_load(status, body)
+
+    def tokenize_request(
+        self, model: str, *, text: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None
+    ) -> HttpRequest | None:
+        """`/chat_tokenize` renders the template and counts; it is not on the list of every build."""
+        if messages is not None:
+            return ask("/chat_tokenize", {"model": model, "messages": messages})
+        return ask("/tokenize", {"inputs": text or ""})
+
+    def read_token_count(self, status: int, body: bytes) -> int | None:
+        """A list of tokens; of messages, inside `tokenize_response`."""
+        answer = json_body(status, body)
+        tokens = items_of(answer).get("tokenize_response", answer)
+        return len(tokens) if isinstance(tokens, list) else None

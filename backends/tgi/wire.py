@@ -34,10 +34,12 @@ from backends.decoding import (
     token_count,
 )
 from backends.headers import json_headers
-from backends.openai_dialect import OpenAiDecoder
 from backends.text_engines import VisibleText, first_refusal, plain_text
 
-__all__ = ["BASE_MODEL", "TgiDecoder", "classify", "encode", "messages_decoder", "unsupported"]
+__all__ = [
+    "BASE_MODEL", "TgiDecoder", "classify", "encode", "grammar", "is_constrained", "seed", "unsupported",
+    "unsupported_values",
+]  # fmt: skip
 
 BASE_MODEL = "tgi"
 """The model name that means no LoRA adapter; any other is sent as `adapter_id`, as its Messages API does."""
@@ -47,8 +49,11 @@ BASE_MODEL = "tgi"
 
 def unsupported(request: GenerateRequest, *, max_stop_sequences: int) -> Unsupported | None:
     """The first field that /generate has nothing for, or a value that it would refuse."""
-    if (refusal := first_refusal(request)) is not None:
-        return refusal
+    return first_refusal(request) or unsupported_values(request, max_stop_sequences=max_stop_sequences)
+
+
+def unsupported_values(request: GenerateRequest, *, max_stop_sequences: int) -> Unsupported | None:
+    """The first value that TGI would refuse, on whichever route."""
     if len(request.stop) > max_stop_sequences:
         return Unsupported("stop", f"This engine takes at most {max_stop_sequences} stop sequences.")
     for name, (low, high) in _RANGES.items():
@@ -60,7 +65,7 @@ def unsupported(request: GenerateRequest, *, max_stop_sequences: int) -> Unsuppo
         if value is not None and type(value) is not int:
             return Unsupported(name, f"This engine takes a whole number as {name}.")
     response_format = request.parameters.get("response_format")
-    if _is_constrained(response_format) and _grammar(response_format) is None:
+    if is_constrained(response_format) and grammar(response_format) is None:
         return Unsupported("response_format", "This engine needs a JSON schema with properties, or a regex.")
     return None
 
@@ -103,13 +108,12 @@ def encode(request: GenerateRequest) -> HttpRequest:
     for name in ("frequency_penalty", "repetition_penalty"):
         if name in given:
             parameters[name] = given[name]
-    seed = request.parameters.get("seed")
-    if type(seed) is int and -(2**63) <= seed < 2**64:
-        parameters["seed"] = seed & (2**64 - 1)  # unsigned; any one-to-one mapping keeps it a seed
+    if (unsigned := seed(request.parameters.get("seed"))) is not None:
+        parameters["seed"] = unsigned
     if stops := [stop for stop in request.stop if stop]:
         parameters["stop"] = stops
-    if (grammar := _grammar(request.parameters.get("response_format"))) is not None:
-        parameters["grammar"] = grammar
+    if (constraint := grammar(request.parameters.get("response_format"))) is not None:
+        parameters["grammar"] = constraint
     if request.model != BASE_MODEL:
         parameters["adapter_id"] = request.model
     body = {"inputs": plain_text(request), "parameters": parameters}
@@ -117,13 +121,18 @@ def encode(request: GenerateRequest) -> HttpRequest:
     return HttpRequest("POST", path, json_headers(request), msgspec.json.encode(body))
 
 
-def _is_constrained(response_format: Any) -> bool:
+def seed(value: Any) -> int | None:
+    """OpenAI's seed as TGI's, which is unsigned: any one-to-one mapping keeps it a seed."""
+    return value & (2**64 - 1) if type(value) is int and -(2**63) <= value < 2**64 else None
+
+
+def is_constrained(response_format: Any) -> bool:
     if response_format is None:
         return False
     return not (isinstance(response_format, Mapping) and response_format.get("type") == "text")
 
 
-def _grammar(response_format: Any) -> dict[str, Any] | None:
+def grammar(response_format: Any) -> dict[str, Any] | None:
     """TGI's `grammar` for OpenAI's `response_format`; None where it has none.
 
     TGI wants a schema with `properties` at its top, so `json_object` without a schema cannot be had.
@@ -184,11 +193,6 @@ def classify(status: int | None, words: EngineWords) -> ErrorKind:
             return kind
     status = status or words.code
     return ErrorKind.ENGINE if status == 424 else kind_of_status(status)
-
-
-def messages_decoder(choices: int = 1) -> OpenAiDecoder:
-    """A decoder for TGI's OpenAI routes: OpenAI's shapes, TGI's errors."""
-    return OpenAiDecoder(choices, classify)
 
 
 # ----------------------------------------------------------------------------------------------- answers

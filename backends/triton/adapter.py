@@ -1,37 +1,46 @@
 """The adapter for `engine: triton`."""
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from backends.answers import get
 from backends.contract import (
+    Answers,
     Decoder,
     GenerateRequest,
     Health,
     HttpRequest,
+    Load,
+    Metadata,
     RelayMode,
     Unsupported,
 )
-from backends.triton import wire
+from backends.triton import llmapi, load, metadata, wire
 
 __all__ = ["TritonAdapter", "TritonOptions"]
 
 
 class TritonOptions(msgspec.Struct, frozen=True):
-    """How the models of a Triton are set up, which its HTTP interface does not tell."""
+    """How the models of a Triton are set up."""
 
+    vocabulary: Literal["classic", "llmapi"] = "classic"
+    """The names of the models' tensors: `ensemble` and `tensorrt_llm_bls` are classic, the PyTorch backend's
+    `tensorrt_llm` is llmapi. `--upstream` finds it out; /v2/models/{m} tells it."""
     text_mode: Literal["delta", "cumulative", "auto"] | None = None
-    """Whether a stream's events hold new text or all text so far. None: `delta` for a model named `ensemble`,
-    `auto` for others."""
+    """Whether a stream's events hold new text or all text so far, which nothing tells. None: cumulative with
+    llmapi; else `delta` for a model named `ensemble`, `auto` for others."""
     add_special_tokens: bool = True
     """The parameter of the preprocessing model: whether it puts a BOS before the text."""
     guided_decoding: bool = False
     """Whether the model has the guided_decoding tensors and a backend for them. Where it has not, Triton
     ignores them in silence, so response_format is refused unless this is set."""
+    metrics_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 8002
 
 
 class TritonAdapter:
-    """Triton with TensorRT-LLM's classic models: text in, text out."""
+    """Triton with TensorRT-LLM's models: text in, text out."""
 
     kind = "triton"
     applies_template = False
@@ -40,23 +49,63 @@ class TritonAdapter:
 
     def __init__(self, options: TritonOptions | None = None) -> None:
         self._options = options or TritonOptions()
+        self._is_llmapi = self._options.vocabulary == "llmapi"
         self.adds_bos = self._options.add_special_tokens
+        self.load_port: int | None = self._options.metrics_port
 
     def unsupported(self, request: GenerateRequest) -> Unsupported | None:
+        if self._is_llmapi:
+            return llmapi.unsupported(request)
         return wire.unsupported(request, guided_decoding=self._options.guided_decoding)
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
+        if self._is_llmapi:
+            return llmapi.encode(request)
         return wire.encode(request, guided_decoding=self._options.guided_decoding)
 
     def decoder(self, request: GenerateRequest) -> Decoder:
-        text_mode = self._options.text_mode or ("delta" if request.model == "ensemble" else "auto")
         return wire.TritonDecoder(
-            stops=request.stop, max_tokens=wire.max_tokens_sent(request), text_mode=text_mode
+            stops=request.stop,
+            max_tokens=wire.max_tokens_sent(request),
+            text_mode=self._text_mode(request.model),
         )
 
+    def _text_mode(self, model: str) -> wire.TextMode:
+        if self._options.text_mode is not None:
+            return self._options.text_mode
+        if self._is_llmapi:
+            return "cumulative"
+        return "delta" if model == "ensemble" else "auto"
+
     def health_request(self) -> HttpRequest:
-        return HttpRequest("GET", "/v2/health/ready")
+        return get("/v2/health/ready")
 
     def read_health(self, status: int, body: bytes) -> Health:
         """200 once all models are ready (strict readiness, the default); 400 until then."""
         return Health(ready=status == 200, live=True)
+
+    def cancel_request(self, request: GenerateRequest) -> HttpRequest | None:
+        """llmapi takes a cancel by id. The BLS model makes up its own inner ids: none reaches it."""
+        return llmapi.cancel(request) if self._is_llmapi else None
+
+    def metadata_requests(self, model: str | None = None) -> Sequence[HttpRequest]:
+        paths = () if model is None else metadata.model_paths(model)
+        return [*metadata.server_requests(), *map(get, paths)]
+
+    def read_metadata(self, answers: Answers) -> Metadata:
+        return metadata.read_metadata(answers)
+
+    def load_request(self) -> HttpRequest | None:
+        return get("/metrics")
+
+    def read_load(self, status: int, body: bytes) -> Load | None:
+        return load.read_load(status, body)
+
+    def tokenize_request(
+        self, model: str, *, text: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None
+    ) -> HttpRequest | None:
+        """It has no route that counts."""
+        return None
+
+    def read_token_count(self, status: int, body: bytes) -> int | None:
+        return None

@@ -1,4 +1,4 @@
-"""Triton's generate extension, with the classic TensorRT-LLM tensors, on the wire.
+"""Triton's generate extension, with the classic TensorRT-LLM tensors, on the wire (`llmapi.py`: the others).
 
 The models are `ensemble` and `tensorrt_llm_bls` of tensorrtllm_backend. Requests are flat JSON in which each
 key is an input tensor. Triton is exact about types and vague about faults: `16.0` or null for an INT32 is a
@@ -45,8 +45,12 @@ from backends.decoding import (
 )
 from backends.headers import json_headers
 from backends.text_engines import VisibleText, first_refusal, plain_text
+from backends.triton.tensors import INT32_MAX, fp32, int32, text_list, uint64
 
-__all__ = ["DEFAULT_MAX_TOKENS", "TextMode", "TritonDecoder", "classify", "encode", "unsupported"]
+__all__ = [
+    "DEFAULT_MAX_TOKENS", "TextMode", "TritonDecoder", "classify", "encode", "generate_request",
+    "is_constrained", "max_tokens_sent", "unsupported",
+]  # fmt: skip
 
 TextMode = Literal["delta", "cumulative", "auto"]
 
@@ -55,47 +59,17 @@ DEFAULT_MAX_TOKENS = 1024
 
 # ---------------------------------------------------------------------------------------------- requests
 
-_INT32_MAX = 2**31 - 1
-_FP32_MAX = 3.4028234663852886e38
-
-
-def _int32(value: Any) -> int | None:
-    """A whole number that fits the tensor, or None. Triton does not check the range: it wraps."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if type(value) is int and 0 <= value <= _INT32_MAX:  # negative ones end 1.0-era TensorRT-LLM (#6329)
-        return value
-    return None
-
-
-def _uint64(value: Any) -> int | None:
-    """A seed: OpenAI's may be negative, and any one-to-one mapping keeps it a seed."""
-    return value & (2**64 - 1) if type(value) is int and -(2**63) <= value < 2**64 else None
-
-
-def _fp32(value: Any) -> float | int | None:
-    is_number = type(value) in (int, float)
-    return value if is_number and abs(value) <= _FP32_MAX else None  # NaN compares false
-
-
-def _text_list(value: Any) -> list[str] | None:
-    texts = [value] if isinstance(value, str) else value
-    if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) and text for text in texts):
-        return list(texts)
-    return None
-
-
 _TENSORS = {
-    "temperature": _fp32,
-    "top_p": _fp32,
-    "top_k": _int32,
-    "repetition_penalty": _fp32,
-    "presence_penalty": _fp32,
-    "frequency_penalty": _fp32,
-    "length_penalty": _fp32,
-    "min_tokens": _int32,
-    "seed": _uint64,
-    "bad_words": _text_list,
+    "temperature": fp32,
+    "top_p": fp32,
+    "top_k": int32,
+    "repetition_penalty": fp32,
+    "presence_penalty": fp32,
+    "frequency_penalty": fp32,
+    "length_penalty": fp32,
+    "min_tokens": int32,
+    "seed": uint64,
+    "bad_words": text_list,
 }
 """Parameters that have a tensor of the same name and meaning."""
 
@@ -109,7 +83,7 @@ def unsupported(request: GenerateRequest, *, guided_decoding: bool) -> Unsupport
         if value is not None and value != [] and cast(value) is None:
             return Unsupported(name, f"This engine cannot take this value of {name}.")
     response_format = request.parameters.get("response_format")
-    if _is_constrained(response_format) and not (guided_decoding and _guide(response_format)):
+    if is_constrained(response_format) and not (guided_decoding and _guide(response_format)):
         return Unsupported("response_format", "This engine cannot constrain its output in this way.")
     return None
 
@@ -119,7 +93,7 @@ def encode(request: GenerateRequest, *, guided_decoding: bool) -> HttpRequest:
     tensors: dict[str, Any] = {
         "id": request.request_id,
         "text_input": plain_text(request),
-        "max_tokens": min(max_tokens_sent(request), _INT32_MAX),
+        "max_tokens": min(max_tokens_sent(request), INT32_MAX),
         "stream": request.stream,
         "exclude_input_in_output": True,
         "return_num_input_tokens": True,
@@ -141,7 +115,12 @@ def encode(request: GenerateRequest, *, guided_decoding: bool) -> HttpRequest:
         tensors["stop_words"] = stops
     if guided_decoding and (guide := _guide(request.parameters.get("response_format"))):
         tensors.update(guide)
-    route = "generate_stream" if request.stream else "generate"
+    return generate_request(request, tensors, stream=request.stream)
+
+
+def generate_request(request: GenerateRequest, tensors: Mapping[str, Any], *, stream: bool) -> HttpRequest:
+    """`tensors` for the model of `request`."""
+    route = "generate_stream" if stream else "generate"
     return HttpRequest(
         "POST",
         f"/v2/models/{quote(request.model, safe='')}/{route}",
@@ -155,7 +134,7 @@ def max_tokens_sent(request: GenerateRequest) -> int:
     return DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
 
 
-def _is_constrained(response_format: Any) -> bool:
+def is_constrained(response_format: Any) -> bool:
     if response_format is None:
         return False
     return not (isinstance(response_format, Mapping) and response_format.get("type") == "text")
@@ -337,6 +316,7 @@ class TritonDecoder(AnswerDecoder):
 
     def __init__(self, *, stops: Sequence[str], max_tokens: int | None, text_mode: TextMode) -> None:
         super().__init__(classify)
+        self._told_reason: FinishReason | None = None  # llmapi's, if it was asked for
         self._stops = tuple(stops)
         self._max_tokens = max_tokens
         self._reader = _reader(text_mode)
@@ -410,14 +390,26 @@ class TritonDecoder(AnswerDecoder):
             return None
         words = engine_words(output)
         if words is None:
-            return output
+            output = _tensors(output)
+            return output if self._has_ended_well(_single(output.get("finish_reason"))) else None
         if self._text.stopped:
             self._end_well()  # the client's answer was whole before the engine failed
         else:
             self.fail_with(words)
         return None
 
+    def _has_ended_well(self, word: Any) -> bool:
+        """Take note of llmapi's finish reason. False: it is a bad one, which has been told as a failure."""
+        if word in ("stop", "length"):
+            self._told_reason = word
+        elif word in _BROKEN and not self._text.stopped:
+            self.fail(_BROKEN[word], f"the engine ended the answer with {word!r}")
+            return False
+        return True
+
     def _reason(self, tokens: int | None) -> FinishReason:
+        if self._told_reason is not None:
+            return self._told_reason
         if tokens is not None and self._max_tokens is not None and tokens >= self._max_tokens:
             return "length"
         return "stop"
@@ -433,6 +425,21 @@ class TritonDecoder(AnswerDecoder):
     def _end_well(self) -> None:
         self._emit_usage()
         self.finish()
+
+
+_BROKEN = {
+    "timeout": ErrorKind.TIMEOUT,
+    "cancelled": ErrorKind.ENGINE,  # by somebody else, since we are still reading
+}
+
+
+def _tensors(output: dict[str, Any]) -> dict[str, Any]:
+    """The output tensors by name, also out of the shape of the `infer` route, which has them in a list."""
+    outputs = output.get("outputs")
+    if not isinstance(outputs, list):
+        return output
+    named = [tensor for tensor in outputs if isinstance(tensor, dict) and isinstance(tensor.get("name"), str)]
+    return {tensor["name"]: tensor.get("data") for tensor in named}
 
 
 class _Counts:

@@ -4,7 +4,7 @@ Every route wants the administrator's key.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gateway.api.asgi import Receive, Scope, Send, authorization, send_json
@@ -22,6 +22,14 @@ from gateway.tenants.authentication import Authenticator
 Handler = Callable[[Scope, Receive], Awaitable[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a handler returns where 200 is not the status."""
+
+    status: int
+    value: Any
+
+
 class AdminEndpoint:
     """Checks the administrator's key, then answers with what `handler` returns, as JSON."""
 
@@ -34,7 +42,10 @@ class AdminEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._authenticator.require_admin(self._runtime().snapshot, authorization(scope))
-        await send_json(scope, send, 200, await self._handler(scope, receive))
+        answer = await self._handler(scope, receive)
+        if not isinstance(answer, Answer):
+            answer = Answer(200, answer)
+        await send_json(scope, send, answer.status, answer.value)
 
 
 class AdminHandlers:

@@ -32,8 +32,12 @@ class GenerationEndpoint:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        runtime = self._runtime()  # one configuration for the whole way
+        with runtime.leases:
+            await self._serve(runtime, scope, receive, send)
+
+    async def _serve(self, runtime: Runtime, scope: Scope, receive: Receive, send: Send) -> None:
         record: RequestRecord = scope["headgate.record"]
-        runtime = self._runtime()  # one snapshot for the whole way
         tenant, key = self._authenticator.tenant(runtime.snapshot, authorization(scope))
         record.tenant = tenant.name
         record.key_id = key.id if key is not None else None

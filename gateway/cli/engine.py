@@ -12,10 +12,11 @@ from backends.simulated.server import SimulatedServer, run
 from gateway.cli.exits import COULD_NOT_START
 from gateway.telemetry import logs
 
-Kind = Literal["trtllm", "triton", "tgi", "openai"]
+Kind = Literal["trtllm", "triton", "triton-openai", "tgi", "vllm", "sglang", "llamacpp", "openai"]
 Profile = Literal["demo", "h200", "h200-slow-host"]
 Notice = Literal["at_once", "poll", "next_token", "next_write", "realistic"]
 TextMode = Literal["delta", "cumulative"]
+Vocabulary = Literal["classic", "llmapi"]
 
 FAULT_HELP = "A fault as name[=value][*times], e.g. die_after=3*1; may be repeated. " + " ".join(
     f"{name}: {meaning}." for name, meaning in FAULTS.items()
@@ -33,10 +34,30 @@ def engine(
     max_input_tokens: Annotated[int, typer.Option(min=1, help="Longer prompts are refused.")] = 16_384,
     max_total_tokens: Annotated[int, typer.Option(min=2, help="Prompt and output together.")] = 16_384,
     max_concurrent_requests: Annotated[int, typer.Option(min=1, help="tgi: more are refused.")] = 128,
-    max_queue_size: Annotated[int | None, typer.Option(help="triton, openai: waiting requests.")] = None,
+    max_queue_size: Annotated[
+        int | None,
+        typer.Option(min=0, help="Waiting requests; not trtllm, tgi, llamacpp, which know no such limit."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Engines of one model share it: same context, same text.")] = 0,
     mean_tokens: Annotated[float, typer.Option(help="Mean length of an answer.")] = 120.0,
-    text_mode: Annotated[TextMode, typer.Option(help="triton: what an event holds.")] = "delta",
+    reasoning_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0, help="vllm, sglang, llamacpp, trtllm: tokens of a chat's answer that are reasoning."
+        ),
+    ] = 0,
+    vocabulary: Annotated[Vocabulary, typer.Option(help="triton: the names of its tensors.")] = "classic",
+    decoupled: Annotated[bool, typer.Option(help="triton: whether its models may stream.")] = True,
+    text_mode: Annotated[
+        TextMode, typer.Option(help="triton, classic: what an event of tensorrt_llm_bls holds.")
+    ] = "delta",
+    keep_alive: Annotated[
+        float | None, typer.Option(min=0, help="tgi, vllm, llamacpp: seconds of silence before a comment.")
+    ] = None,
+    metrics: Annotated[
+        bool, typer.Option(help="sglang, llamacpp, trtllm: whether it was started with metrics.")
+    ] = True,
+    loading: Annotated[float, typer.Option(min=0, help="sglang, llamacpp: seconds until it is ready.")] = 0.0,
     notice: Annotated[
         Notice, typer.Option(help="How it notices a closed connection; realistic: as the real engine does.")
     ] = "at_once",
@@ -62,7 +83,13 @@ def engine(
             max_queue_size=max_queue_size,
             seed=seed,
             mean_tokens=mean_tokens,
+            reasoning_tokens=reasoning_tokens,
+            vocabulary=vocabulary,
+            decoupled=decoupled,
             text_mode=text_mode,
+            keep_alive_s=keep_alive,
+            metrics=metrics,
+            loading_s=loading,
             notice=notice,
         )
     except (ValueError, OSError) as error:

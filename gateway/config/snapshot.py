@@ -217,6 +217,8 @@ class Key:
     id: str
     digest: str = field(repr=False)
     """SHA-256 of the key, 64 lower-case hex digits."""
+    expires: float | None = None
+    """Seconds since 1970; None for never. Keys of the file have no end, unless they are rotated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +299,7 @@ class Snapshot:
     aliases: Mapping[str, str]
     """Alias -> model name."""
     keys: Mapping[str, tuple[Tenant, Key]] = field(repr=False)
-    """Key digest -> whose it is."""
+    """Key digest -> whose it is. In force is what the file says with the state store's overlay on it."""
 
     def model(self, asked: str) -> Model | None:
         """The model a client names, by name or alias; the `*` model where it is declared and nothing else

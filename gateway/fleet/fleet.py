@@ -1,6 +1,6 @@
 """All pools and replicas of one configuration, alive: engines, ledgers, queues."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from backends.contract import Endpoint, Engine, EngineAdapter
 from gateway.config.snapshot import Pool, Replica, Snapshot
@@ -19,13 +19,39 @@ def endpoint_of(pool: Pool, replica: Replica) -> Endpoint:
 
 
 class Fleet:
-    """The ledgers of every replica, by pool."""
+    """The ledgers of every replica, by pool.
 
-    def __init__(self, snapshot: Snapshot, make_engine: MakeEngine, clock: Callable[[], float]) -> None:
+    A replica of `previous` (pool name, ledger) that stays in its pool, with its id, URL and the same engine
+    options, keeps its ledger: what is in flight there stays in the books. It gets its new weight and
+    credentials; streams in flight keep the connection they have.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        make_engine: MakeEngine,
+        clock: Callable[[], float],
+        previous: Iterable[tuple[str, ReplicaLedger]] = (),
+    ) -> None:
+        self._make_engine = make_engine
+        self._clock = clock
+        known = {(pool, each.replica.id, each.replica.url): each for pool, each in previous}
         self.pools: Mapping[str, tuple[ReplicaLedger, ...]] = {
             pool.name: tuple(
-                ReplicaLedger(replica, make_engine(pool.adapter, endpoint_of(pool, replica), pool), clock)
+                self._ledger(pool, replica, known.get((pool.name, replica.id, replica.url)))
                 for replica in pool.replicas
             )
             for pool in snapshot.pools.values()
         }
+
+    def _ledger(self, pool: Pool, replica: Replica, before: ReplicaLedger | None) -> ReplicaLedger:
+        engine = self._make_engine(pool.adapter, endpoint_of(pool, replica), pool)
+        if before is None or not _alike(before.engine.adapter, pool.adapter):
+            return ReplicaLedger(replica, engine, self._clock)
+        before.replica, before.engine = replica, engine
+        return before
+
+
+def _alike(one: EngineAdapter, other: EngineAdapter) -> bool:
+    """Whether both do the same. Adapters hold their options and nothing that changes."""
+    return one == other or (type(one) is type(other) and vars(one) == vars(other))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from backends.contract import Engine, EngineError, ErrorKind, TransportError
 from gateway.config.snapshot import Replica
+from gateway.state.overlay import Drain
 
 COOL_DOWN_FIRST = 1.0
 COOL_DOWN_MAX = 30.0
@@ -30,6 +31,8 @@ class ReplicaStatistics:
     requests_total: int
     ready: bool | None
     """What the last probe said; None before the first one."""
+    drained: Drain | None
+    """Who took it out of service, and when; None where nobody did."""
 
 
 class ReplicaLedger:
@@ -43,6 +46,9 @@ class ReplicaLedger:
         self.requests_total = 0
         self.last_error: str | None = None
         self.ready: bool | None = None
+        self.drained: Drain | None = None
+        """Set: it gets no new requests, whatever becomes of the others."""
+        self._watchers: list[Callable[[], None]] = []
         self._clock = clock
         self._failures = 0
         self._avoid_until = 0.0
@@ -83,6 +89,26 @@ class ReplicaLedger:
         self._failures = 0
         self._avoid_until = 0.0
 
+    def usable(self) -> bool:
+        """Whether the replica should be tried: neither drained nor avoided."""
+        return self.drained is None and not self.cooling()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever a slot comes back or the replica may have become better.
+
+        More than one queue may draw on a replica: after a reload, that of each configuration still in use.
+        """
+        self._watchers.append(changed)
+
+    def unwatch(self, changed: Callable[[], None]) -> None:
+        if changed in self._watchers:
+            self._watchers.remove(changed)
+
+    def changed(self) -> None:
+        """Tell those that wait for this replica; the oldest configuration first."""
+        for changed in tuple(self._watchers):
+            changed()
+
     def load(self) -> float:
         """Outstanding tokens per unit of weight; the picker takes the least."""
         return self.outstanding_tokens / self.replica.weight
@@ -101,6 +127,7 @@ class ReplicaLedger:
             last_error=self.last_error,
             requests_total=self.requests_total,
             ready=self.ready,
+            drained=self.drained,
         )
 
 

@@ -31,6 +31,13 @@ class _Bucket:
         self._seen = max(now, self._seen)
         return self._level
 
+    def become(self, quota: Quota, now: float) -> None:
+        """Take another amount; the same share of it is free as was before."""
+        if quota != self.quota:
+            level = self.level(now)
+            self._level = level * quota.amount / self.quota.amount
+            self.quota = quota
+
     def add(self, amount: float, now: float) -> None:
         self._level = min(self.quota.amount, self.level(now) + amount)
 
@@ -90,15 +97,36 @@ class Reservation:
 
 
 class Limiter:
-    """The buckets of all tenants of one configuration."""
+    """The buckets of all tenants of one configuration.
 
-    def __init__(self, snapshot: Snapshot, clock: Callable[[], float]) -> None:
+    A quota that `previous` has too (same tenant, unit and period) keeps its bucket, so a reload neither
+    refills nor drains it, and reservations that are open are settled where they were made.
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, clock: Callable[[], float], previous: "Limiter | None" = None
+    ) -> None:
         self._clock = clock
-        now = clock()
-        self._buckets = {
-            tenant.name: tuple(_Bucket(quota, now) for quota in tenant.quotas)
+        kept: dict[str, tuple[_Bucket, ...]] = {} if previous is None else previous._buckets
+        self._buckets: dict[str, tuple[_Bucket, ...]] = {
+            tenant.name: self._of(tenant, kept.get(tenant.name, ()), clock())
             for tenant in snapshot.tenants.values()
         }
+
+    @staticmethod
+    def _of(tenant: Tenant, kept: Sequence[_Bucket], now: float) -> tuple[_Bucket, ...]:
+        left = list(kept)
+        buckets = []
+        for quota in tenant.quotas:
+            same = (each for each in left if (each.quota.unit, each.quota.per) == (quota.unit, quota.per))
+            bucket = next(same, None)
+            if bucket is None:
+                bucket = _Bucket(quota, now)
+            else:
+                left.remove(bucket)
+                bucket.become(quota, now)
+            buckets.append(bucket)
+        return tuple(buckets)
 
     def reserve(self, tenant: Tenant, tokens: int) -> Reservation:
         """Charge a request of `tokens` expected tokens to every quota of `tenant`, or raise QuotaExceeded."""

@@ -5,7 +5,7 @@ by the very code that freed it. So a free slot and an eligible waiter never coex
 and a waiter that was cancelled between hand-over and wake-up gives its slot straight back.
 
 The replica with the fewest outstanding tokens wins, within its `in_flight` limit. A replica that lately
-could not be reached is chosen only when no other is left.
+could not be reached is chosen only when no other is left; one that was drained is not chosen at all.
 """
 
 import asyncio
@@ -40,15 +40,26 @@ class PoolQueue:
         self.pool = pool
         self.ledgers = tuple(ledgers)
         self._waiters: deque[_Waiter] = deque()
+        for ledger in self.ledgers:
+            ledger.watch(self.dispatch)
+
+    def close(self) -> None:
+        """Hear no more of the replicas. For a queue that nobody will use again."""
+        for ledger in self.ledgers:
+            ledger.unwatch(self.dispatch)
 
     def candidates(self, exclude: Collection[str] = ()) -> list[ReplicaLedger]:
         """Replicas that may be chosen, best first, whether or not they have room right now."""
-        left = [ledger for ledger in self.ledgers if ledger.replica.id not in exclude]
+        left = [
+            ledger for ledger in self.ledgers if ledger.drained is None and ledger.replica.id not in exclude
+        ]
         well = [ledger for ledger in left if not ledger.cooling()]
         return sorted(well or left, key=_preference)
 
     def has_room(self, ledger: ReplicaLedger) -> bool:
         limit = self.pool.limits.in_flight
+        if ledger.drained is not None:
+            return False
         return limit is None or ledger.in_flight < limit
 
     def acquire_nowait(
@@ -69,7 +80,7 @@ class PoolQueue:
         slot = self.acquire_nowait(prompt_tokens, output_tokens, exclude)
         if slot is not None:
             return slot
-        if all(ledger.replica.id in exclude for ledger in self.ledgers):
+        if not self.candidates(exclude):
             raise Unavailable(f"no replica of pool {self.pool.name} is left to try", reason="no_replica")
         if len(self._waiters) >= self.pool.queue.max_requests:
             raise Unavailable(f"the queue of pool {self.pool.name} is full", reason="queue_full")
@@ -116,7 +127,7 @@ class PoolQueue:
     def _take(self, prompt_tokens: int, output_tokens: int, exclude: Collection[str]) -> Slot | None:
         for ledger in self.candidates(exclude):
             if self.has_room(ledger):
-                return ledger.take(prompt_tokens, output_tokens, self.dispatch)
+                return ledger.take(prompt_tokens, output_tokens, ledger.changed)
         return None
 
     def _give_up(self, waiter: _Waiter) -> None:

@@ -87,7 +87,9 @@ def _candidates(queue: PoolQueue) -> list[dict[str, Any]]:
     rest = [ledger for ledger in queue.ledgers if ledger not in order]
     rows = []
     for rank, ledger in enumerate([*order, *rest]):
-        if ledger in rest:
+        if ledger.drained is not None:
+            why = f"drained by {ledger.drained.who}"
+        elif ledger in rest:
             why = "avoided: " + (ledger.last_error or "not ready")
         elif not queue.has_room(ledger):
             why = f"full: {ledger.in_flight} in flight"

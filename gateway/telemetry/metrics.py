@@ -31,6 +31,10 @@ class Gauges(Protocol):
         """(pool, replica, requests in flight, outstanding tokens, ready)."""
         ...
 
+    def drained(self) -> Iterator[tuple[str, str, bool]]:
+        """(pool, replica, whether it was taken out of service)."""
+        ...
+
     def queues(self) -> Iterator[tuple[str, int]]:
         """(pool, requests waiting)."""
         ...
@@ -39,6 +43,11 @@ class Gauges(Protocol):
 
     def info(self) -> dict[str, str]:
         """Version and configuration hash."""
+        ...
+
+    def config(self) -> tuple[str, bool, float]:
+        """Hash of the configuration in force; of the last load, whether it was good, and when it was, in
+        seconds since 1970."""
         ...
 
 
@@ -150,6 +159,12 @@ class _GaugeCollector(Collector):
             in_flight.add_metric((pool, name), requests)
             outstanding.add_metric((pool, name), tokens)
             up.add_metric((pool, name), float(ready))
+        drained = GaugeMetricFamily(
+            "headgate_replica_drained", "Whether a replica was taken out of service", labels=replica
+        )
+        for pool, name, out in self._gauges.drained():
+            drained.add_metric((pool, name), float(out))
+        yield drained
         queued = GaugeMetricFamily("headgate_queued_requests", "Requests waiting in a pool", labels=("pool",))
         for pool, waiting in self._gauges.queues():
             queued.add_metric((pool,), waiting)
@@ -157,4 +172,15 @@ class _GaugeCollector(Collector):
         live = GaugeMetricFamily("headgate_live_requests", "Requests that have not ended")
         live.add_metric((), self._gauges.live_requests())
         yield live
+        digest, good, at = self._gauges.config()
+        yield InfoMetricFamily("headgate_config", "The configuration in force", value={"hash": digest})
+        successful = GaugeMetricFamily(
+            "headgate_config_last_reload_successful", "Whether the last load was good"
+        )
+        successful.add_metric((), float(good))
+        when = GaugeMetricFamily(
+            "headgate_config_last_reload_timestamp_seconds", "When the last load was, since 1970"
+        )
+        when.add_metric((), at)
+        yield from (successful, when)
         yield InfoMetricFamily("headgate_build", "Version and configuration", value=self._gauges.info())

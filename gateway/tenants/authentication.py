@@ -3,6 +3,8 @@
 import hashlib
 import hmac
 import secrets
+import time
+from collections.abc import Callable
 
 from gateway.config.snapshot import ANONYMOUS, Key, Snapshot, Tenant
 from gateway.errors import InvalidKey, NotAdmin
@@ -29,8 +31,10 @@ def bearer(authorization: bytes | None) -> str | None:
 class Authenticator:
     """Keys -> tenants, and the administrator's key."""
 
-    def __init__(self, admin_digest: str | None) -> None:
+    def __init__(self, admin_digest: str | None, now: Callable[[], float] = time.time) -> None:
+        """`now` is the wall clock: keys expire by it, looked at anew for each request."""
         self._admin_digest = admin_digest
+        self._now = now
 
     def tenant(self, snapshot: Snapshot, authorization: bytes | None) -> tuple[Tenant, Key | None]:
         """Whose request this is. Raises InvalidKey, or NotAdmin for the administrator's key."""
@@ -40,8 +44,8 @@ class Authenticator:
         if key is None:
             raise InvalidKey("Send your key as `authorization: Bearer <key>`.")
         digest = digest_of(key)
-        found = snapshot.keys.get(digest)
-        if found is None or not hmac.compare_digest(found[1].digest, digest):
+        found = self._valid(snapshot, digest)
+        if found is None:
             if self.is_admin(authorization):
                 raise NotAdmin("The administrator's key does not run models.")
             raise InvalidKey("This key is not valid.")
@@ -60,6 +64,13 @@ class Authenticator:
         if self.is_admin(authorization):
             return
         key = bearer(authorization)
-        if key is not None and digest_of(key) in snapshot.keys:
+        if key is not None and self._valid(snapshot, digest_of(key)) is not None:
             raise NotAdmin("A tenant's key does not open the admin API.")
         raise InvalidKey("Send the administrator's key as `authorization: Bearer <key>`.")
+
+    def _valid(self, snapshot: Snapshot, digest: str) -> tuple[Tenant, Key] | None:
+        found = snapshot.keys.get(digest)
+        if found is None or not hmac.compare_digest(found[1].digest, digest):
+            return None
+        expires = found[1].expires
+        return found if expires is None or self._now() < expires else None

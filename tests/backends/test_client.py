@@ -76,6 +76,9 @@ class LineAdapter:
     def decoder(self, request: GenerateRequest) -> LineDecoder:
         return LineDecoder()
 
+    def cancel_request(self, request: GenerateRequest) -> HttpRequest | None:
+        return None
+
 
 def on_client(test: Any) -> Any:
     """Give an async test a `transport`, which it must leave empty."""
@@ -346,3 +349,85 @@ async def test_bugs_of_decoders_leak_nothing(transport: AiohttpTransport) -> Non
         with pytest.raises(ZeroDivisionError):
             await generation.events()
         await until(lambda: server.closes_seen == 2)
+
+
+class StoppableAdapter(LineAdapter):
+    """Closing the connection is not enough for this engine."""
+
+    def cancel_request(self, request: GenerateRequest) -> HttpRequest | None:
+        return HttpRequest("POST", "/stop", {}, request.request_id.encode())
+
+
+def stoppable(transport: AiohttpTransport, server: ScriptedServer) -> EngineClient:
+    return EngineClient(StoppableAdapter(), transport, Endpoint(f"http://127.0.0.1:{server.port}"))
+
+
+@on_client
+async def test_the_engine_is_told_to_stop_once(transport: AiohttpTransport) -> None:
+    """On a connection of its own, beside dropping the answer's."""
+    async with scripted_server(sends(STREAM + chunk(b"once\n"), then=Peer.wait_closed), sends(OK)) as server:
+        generation = await stoppable(transport, server).generate(REQUEST)
+        assert await generation.events() == [Delta(text="once")]
+        generation.cancel()
+        generation.cancel()
+        await until(lambda: len(server.requests) == 2)
+        await until(lambda: not transport._dispatched)
+        assert (server.requests[1].target, server.requests[1].body) == ("/stop", b"r1")
+        assert server.closes_seen == 1
+        assert server.connections == 2
+
+
+@on_client
+async def test_the_engine_is_told_to_stop_before_its_first_byte(transport: AiohttpTransport) -> None:
+    """Engines that send no head before the first token hold most of the cancelled requests there."""
+
+    async def silent(peer: Peer) -> None:
+        await peer.request()
+        await peer.wait_closed()
+
+    async with scripted_server(silent, sends(OK)) as server:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await stoppable(transport, server).generate(REQUEST)
+        await until(lambda: len(server.requests) == 2)
+        await until(lambda: not transport._dispatched)
+        assert server.requests[1].target == "/stop"
+
+
+@on_client
+async def test_an_answer_that_ended_is_not_stopped(transport: AiohttpTransport) -> None:
+    """Well or badly: there is nothing left to stop."""
+    good, bad = STREAM + chunk(b"once\n.\n") + END, STREAM + chunk(b"!\n") + END
+    async with scripted_server(sends(good, bad)) as server:
+        generation = await stoppable(transport, server).generate(REQUEST)
+        assert await collect(generation) == [Delta(text="once"), Done()]
+        generation.cancel()
+        async with scripted_server(sends(bad)) as failing:
+            generation = await stoppable(transport, failing).generate(REQUEST)
+            with pytest.raises(EngineError):
+                await collect(generation)
+            generation.cancel()
+        assert not transport._dispatched
+        assert len(server.requests) == 1
+
+
+@on_client
+async def test_what_is_dispatched_ends_with_the_transport(transport: AiohttpTransport) -> None:
+    """An engine that never answers holds nothing; after `aclose` nothing is sent."""
+    async with scripted_server(Peer.wait_closed) as server:
+        endpoint = Endpoint(f"http://127.0.0.1:{server.port}")
+        transport.dispatch(endpoint, HttpRequest("POST", "/stop"))
+        await until(lambda: server.open == 1)
+        await transport.aclose()
+        assert not transport._dispatched
+        await until(lambda: server.closes_seen == 1)
+        transport.dispatch(endpoint, HttpRequest("POST", "/stop"))
+        assert not transport._dispatched
+
+
+@on_client
+async def test_a_dispatch_that_fails_is_silent(transport: AiohttpTransport) -> None:
+    async with scripted_server(keep_alive) as server:
+        endpoint = Endpoint(f"http://127.0.0.1:{server.port}")
+    transport.dispatch(endpoint, HttpRequest("POST", "/stop"))
+    await until(lambda: not transport._dispatched)

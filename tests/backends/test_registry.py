@@ -10,7 +10,9 @@ TYPED: EngineRegistry = REGISTRY
 
 def test_the_kinds() -> None:
     """The words of `engine:` in routes.yaml, each with its own adapter."""
-    assert REGISTRY.kinds() == ("trtllm", "triton", "tgi", "openai")
+    assert set(REGISTRY.kinds()) == {
+        "trtllm", "triton", "triton-openai", "tgi", "vllm", "sglang", "llamacpp", "openai",
+    }  # fmt: skip
     for kind in REGISTRY.kinds():
         adapter: EngineAdapter = REGISTRY.adapter(kind, {})
         assert adapter.kind == kind
@@ -30,12 +32,24 @@ def test_an_unknown_kind_is_a_key_error() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "option", "choices"),
     [
-        ("trtllm", {"x": 1}, "x", ()),
+        ("trtllm", {"x": 1}, "x", ("prometheus",)),
+        ("vllm", {"x": 1}, "x", ()),
+        ("sglang", {"x": 1}, "x", ()),
+        ("triton-openai", {"x": 1}, "x", ()),
+        ("llamacpp", {"metrics": "yes"}, "metrics", ()),
         ("openai", {"x": 1}, "x", ()),
-        ("tgi", {"max_stop": 1}, "max_stop", ("max_stop_sequences",)),
+        ("tgi", {"max_stop": 1}, "max_stop", ("api", "max_stop_sequences")),
+        ("tgi", {"api": "openai"}, "api", ("native", "messages")),
         ("tgi", {"max_stop_sequences": -1}, "max_stop_sequences", ()),
         ("tgi", {"max_stop_sequences": "4"}, "max_stop_sequences", ()),
-        ("triton", {"textmode": "auto"}, "textmode", ("text_mode", "add_special_tokens", "guided_decoding")),
+        (
+            "triton",
+            {"textmode": "auto"},
+            "textmode",
+            ("vocabulary", "text_mode", "add_special_tokens", "guided_decoding", "metrics_port"),
+        ),
+        ("triton", {"vocabulary": "vllm"}, "vocabulary", ("classic", "llmapi")),
+        ("triton", {"metrics_port": 0}, "metrics_port", ()),
         ("triton", {"text_mode": "both"}, "text_mode", ("delta", "cumulative", "auto")),
         ("triton", {"add_special_tokens": "yes"}, "add_special_tokens", ()),
     ],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from backends.contract import Delta, Done, ErrorKind, GenerateRequest, Usage
 from backends.decoding import EngineWords
 from backends.text_engines import EVENTS_AFTER_STOP
-from backends.tgi import wire
+from backends.tgi import messages, wire
 from backends.tgi.adapter import TgiAdapter, TgiOptions
 from tests.backends.folding import decode, decode_body, fold
 
@@ -279,7 +279,7 @@ def test_errors_are_classed(status: int | None, words: EngineWords, expected: Er
 def test_the_openai_routes_have_tgis_errors() -> None:
     """The same table behind OpenAI's shapes."""
     body = b'data: {"error":{"message":"Model is overloaded","http_status_code":422}}\n\ndata: [DONE]\n\n'
-    error = fold(decode_body(wire.messages_decoder(), body)).error
+    error = fold(decode_body(messages.decoder(ask()), body)).error
     assert error is not None
     assert error.kind is ErrorKind.OVERLOADED
 

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from backends.simulated.server import SimulatedServer, serve
 from backends.simulated.tokens import EngineTokenizer
 from gateway.admin.admin_key import AdminKey
 from gateway.app import Gateway, load_snapshot
+from gateway.reloading import Source
 from gateway.serving import Addresses, bind, listening
+from gateway.state.store import StateStore
 from gateway.telemetry.tracing import Tracing
 from gateway.tenants.authentication import digest_of
 from gateway.tokens.counting import Counting
@@ -72,6 +75,8 @@ class World:
     addresses: Addresses
     engines: dict[str, SimulatedServer] = field(default_factory=dict)
     """By replica id."""
+    file: Path = Path("routes.yaml")
+    """What the gateway was loaded from."""
 
     def sdk(self, key: str = KEY, **options: Any) -> openai.AsyncOpenAI:
         """The official SDK, pointed at this gateway. No retries unless asked for."""
@@ -110,6 +115,8 @@ class World:
         for pool, queue in self.gateway.runtime.queues.items():
             if queue.statistics().waiting:
                 wrong.append(f"{pool}: {queue.statistics().waiting} waiting")
+        if self.gateway.older_in_use:
+            wrong.append(f"{self.gateway.older_in_use} older configurations in use")
         for transport in self.gateway.transports():
             if transport.statistics().in_use:
                 wrong.append(f"transport: {transport.statistics()}")
@@ -141,7 +148,8 @@ class Complaints(logging.Handler):
         self.heard: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.startswith(("headgate", "uvicorn", "asyncio")):
+        told = record.name == "headgate.config"  # a file that cannot be loaded is its author's error
+        if record.name.startswith(("headgate", "uvicorn", "asyncio")) and not told:
             self.heard.append(self.format(record))
 
     def __enter__(self) -> None:
@@ -164,11 +172,13 @@ async def world(
     probe: bool = False,
     tracing: Tracing | None = None,
     at_rest: bool = True,
+    durable: bool = False,
     **given: Any,
 ) -> AsyncIterator[World]:
     """Engines by pool, each `{kind, replicas?, and options of simulated.serve}`; a gateway before them.
 
     `{kind, url, served}` is an engine that runs already, and the name of its model; nothing is simulated.
+    `durable` keeps the state in `tmp_path`, as `headgate serve` does, else it is in memory.
     `pools` adds to what routes.yaml says of a pool. Replicas are called `<pool>-1`, `<pool>-2`, ...
     """
     tasks_before, descriptors_before = len(asyncio.all_tasks()), descriptors()
@@ -201,10 +211,12 @@ async def world(
             AdminKey(digest_of(ADMIN_KEY)),
             tracing=tracing,
             probe=probe,
+            store=StateStore.at(Path(snapshot.server.state)) if durable else None,
+            source=Source(path, partial(load_snapshot, path), snapshot.server),
         )
         sockets = bind(("127.0.0.1", 0), "--port"), bind(("127.0.0.1", 0), "--admin-port")
         addresses = await stack.enter_async_context(listening(gateway, *sockets))
-        here = World(gateway, addresses, started)
+        here = World(gateway, addresses, started, path)
         yield here
         if at_rest:
             await here.wait_at_rest()

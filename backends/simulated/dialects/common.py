@@ -3,6 +3,8 @@
 An `Exchange` is one inference request from its last byte in to its last byte out. It applies the faults
 that are armed and watches the connection. When the client goes away the handler is cancelled at once;
 *noticing* it, as the real server would, is another matter, and takes as long as the server's options say.
+
+A dialect knows its server as a `Host`, so that dialects import no server.
 """
 
 import abc
@@ -11,30 +13,32 @@ import gzip
 import json
 import socket
 import struct
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from aiohttp import web
 
-from backends.simulated.live import Output
-
-if TYPE_CHECKING:
-    from backends.simulated.server import SimulatedServer
+from backends.simulated.engine import EngineProfile, Step
+from backends.simulated.faults import FaultPlan
+from backends.simulated.live import LiveEngine, Output, Piece
+from backends.simulated.options import ServerOptions
+from backends.simulated.records import ClosePhase
+from backends.simulated.tokens import EngineTokenizer
 
 __all__ = [
-    "ClosePhase",
     "Dialect",
     "EngineFailed",
     "Exchange",
     "Handler",
+    "Host",
     "json_body",
     "json_response",
     "sse",
 ]
 
-ClosePhase = Literal["unanswered", "queued", "before_first_token", "during_stream"]
-"""Where a request was when its client closed the connection; `unanswered` where it never reached the
-engine (a `hang`, say)."""
+_MEBIBYTE = 1 << 20
+_DRIP_S = 1e-3
 
 
 class EngineFailed(Exception):
@@ -63,18 +67,49 @@ def sse(value: Any, *, sort_keys: bool = False) -> bytes:
     return b"data: " + json_body(value, sort_keys=sort_keys) + b"\n\n"
 
 
+class Host(Protocol):
+    """What a dialect and its exchanges may know of the server that they are part of."""
+
+    profile: EngineProfile
+    options: ServerOptions
+    tokenizer: EngineTokenizer
+    live: LiveEngine
+    faults: FaultPlan
+    steps: deque[Step]
+    """Recent steps that no statistics endpoint has reported yet."""
+    exchanges: "set[Exchange]"
+    """Inference requests under way."""
+    dialect: "Dialect"
+    started_at: float
+    """Monotonic seconds."""
+
+    def inference(self, answer: "Handler") -> Callable[[web.Request], Any]:
+        """A handler for an inference route: records the request, applies faults, watches the connection."""
+        ...
+
+
 class Dialect(abc.ABC):
     """One engine's HTTP interface over a simulated engine."""
 
     kind: str
     notices: str
     """How the real server notices that a client is gone; see `ServerOptions.notice`."""
+    version = "1.0"
+    """The release that this was written from."""
     has_overload_answer = True
+    keep_alive = b":\n\n"
+    """The comment that fills silence in a stream."""
+    keep_alive_s = 0.0
+    """After so many seconds; 0: never."""
 
-    def __init__(self, host: "SimulatedServer") -> None:
+    def __init__(self, host: Host) -> None:
         self.host = host
         self.options = host.options
         self.tokenizer = host.tokenizer
+        if self.options.version is not None:
+            self.version = self.options.version
+        if self.options.keep_alive_s is not None:
+            self.keep_alive_s = self.options.keep_alive_s
 
     @abc.abstractmethod
     def routes(self) -> list[web.RouteDef]: ...
@@ -88,22 +123,53 @@ class Dialect(abc.ABC):
         left = self.options.max_total_tokens - prompt_tokens
         return left if max_tokens is None else min(left, max_tokens)
 
+    @property
+    def loading(self) -> bool:
+        """Whether it is still starting (`loading_s`)."""
+        return asyncio.get_running_loop().time() - self.host.started_at < self.options.loading_s
+
+    async def next(self, exchange: "Exchange") -> list[Piece]:
+        """The next pieces of an answer; in an open stream, a comment line for every interval of silence."""
+        while exchange.response is not None and self.keep_alive_s > 0:
+            try:
+                async with asyncio.timeout(self.keep_alive_s):
+                    return await exchange.output.next()
+            except TimeoutError:
+                await exchange.send(self.keep_alive)
+        return await exchange.output.next()
+
+    def cancel(self, request_ids: "set[str] | None") -> list["Exchange"]:
+        """Stop the requests with these ids, None: all, as a client asks by an explicit route; those found."""
+        found = [
+            exchange
+            for exchange in self.host.exchanges
+            if exchange.submitted and (request_ids is None or exchange.id in request_ids)
+        ]
+        for exchange in found:
+            exchange.cancelled = exchange.output.cancel()
+        return found
+
 
 class Exchange:
     """One inference request. `output` gathers its answers, `events` counts the events with content sent."""
 
-    def __init__(self, host: "SimulatedServer", request: web.Request, body: bytes) -> None:
+    def __init__(self, host: Host, request: web.Request, body: bytes) -> None:
         self.host = host
         self.request = request
         self.body = body
         self.output: Output = host.live.output()
+        self.id: str | None = None
+        """What the engine calls this request, where it takes or tells an id."""
         self.events = 0
         self.streamed = False
         self.submitted = False
         self.cut = False
         """We closed the connection ourselves."""
+        self.cancelled = False
+        """An explicit request stopped it."""
         self.response: web.StreamResponse | None = None
         self.started_at = asyncio.get_running_loop().time()
+        self._drips = False
 
     # ---------------------------------------------------------------------------------- the answer
 
@@ -111,6 +177,7 @@ class Exchange:
         self, content_type: str, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
         """Send the head of a streamed answer."""
+        await self.hold_head()
         response = web.StreamResponse(
             status=status, headers={**(headers or {}), "Content-Type": content_type}
         )
@@ -121,6 +188,14 @@ class Exchange:
     async def send(self, data: bytes) -> None:
         """Send bytes of the body, one chunk."""
         assert self.response is not None
+        if self.events == 1 and self.streamed and (fault := self.host.faults.strike("huge_event")):
+            await self._send_padding(round(fault.value * _MEBIBYTE))
+        if self._drips:
+            self._drips = False
+            for byte in data:
+                await self.response.write(bytes([byte]))
+                await asyncio.sleep(_DRIP_S)
+            return
         await self.response.write(data)
 
     async def finish(self) -> web.StreamResponse:
@@ -145,6 +220,7 @@ class Exchange:
             await self.close()
         if faults.strike("error_after", self.events):
             raise EngineFailed
+        self._drips = self.streamed and faults.strike("drip", self.events) is not None
         self.events += 1
 
     # ---------------------------------------------------------------------------------- its faults
@@ -168,6 +244,19 @@ class Exchange:
         if faults.strike("overload"):
             return await self.host.dialect.overload(self)
         return None
+
+    async def hold_head(self) -> None:
+        """Where `slow_headers` strikes: wait before the status line goes out."""
+        if (fault := self.host.faults.strike("slow_headers")) is not None:
+            await asyncio.sleep(fault.value)
+
+    async def _send_padding(self, size: int) -> None:
+        """One event of about so many bytes."""
+        assert self.response is not None
+        await self.response.write(b'data: {"padding":"')
+        for _ in range(0, size, 1 << 16):
+            await self.response.write(b"x" * (1 << 16))
+        await self.response.write(b'"}\n\n')
 
     async def die(self) -> NoReturn:
         """Abort the connection: RST, what was not read yet is lost."""

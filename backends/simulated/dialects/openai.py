@@ -1,9 +1,11 @@
-"""OpenAI's own shapes, as vLLM serves them: unknown keys ignored, unknown models refused, errors nested.
+"""OpenAI's own shapes: unknown keys ignored, unknown models refused, errors nested.
 
-The canonical dialect (kind `openai`); trtllm-serve's is built on it. Shapes from vLLM 0.33
-entrypoints/openai/protocol.py and OpenAI's API reference.
+The canonical dialect (kind `openai`), after OpenAI's API reference. The servers that speak a dialect of it
+(trtllm-serve, vLLM, SGLang, llama.cpp, Triton's frontend) are built on this one and override where they
+differ.
 """
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,9 +19,21 @@ from backends.simulated.dialects.common import Dialect, EngineFailed, Exchange, 
 from backends.simulated.live import Ending, Piece
 from backends.simulated.tokens import TemplateError
 
-__all__ = ["Ask", "OpenAIDialect", "Refused", "StreamOptions"]
+__all__ = [
+    "DONE",
+    "EVENT_STREAM",
+    "Ask",
+    "ChatRequest",
+    "Choice",
+    "CompletionRequest",
+    "ConversationRequest",
+    "OpenAIDialect",
+    "Refused",
+    "StreamOptions",
+]
 
 DONE = b"data: [DONE]\n\n"
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 _FINISH_REASONS: dict[Ending, str] = {"eos": "stop", "stop": "stop", "length": "length"}
 
@@ -27,10 +41,12 @@ _FINISH_REASONS: dict[Ending, str] = {"eos": "stop", "stop": "stop", "length": "
 class Refused(Exception):
     """The request is answered with an error before anything is generated."""
 
-    def __init__(self, status: int, body: Any) -> None:
+    def __init__(self, status: int, body: Any, *, late: bool = False) -> None:
         super().__init__(status, body)
         self.status = status
         self.body = body
+        self.late = late
+        """In a stream the status line is out already when the server sees it; see `refuse_late`."""
 
 
 @dataclass(slots=True)
@@ -61,10 +77,16 @@ class Choice:
     """What has come of one choice; in a stream, what has come and was not sent yet."""
 
     text: str = ""
+    reasoning: str = ""
     tokens: int = 0
     pieces: list[Piece] = field(default_factory=list)
     finish_reason: str | None = None
     stopped_by: str | int | None = None
+
+    def sent(self) -> None:
+        """What has come was sent."""
+        self.text = self.reasoning = ""
+        self.pieces.clear()
 
 
 class StreamOptions(BaseModel):
@@ -72,10 +94,9 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = False
 
 
-class _Request(BaseModel):
+class CommonRequest(BaseModel):
     model_config = ConfigDict(extra="ignore")
-    model: str
-    max_tokens: int | None = Field(None, ge=1)
+    model: str | None = None
     n: int | None = Field(1, ge=1)
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
@@ -88,26 +109,40 @@ class _Request(BaseModel):
     include_stop_str_in_output: bool = False
 
 
-class _ChatRequest(_Request):
+class ConversationRequest(CommonRequest):
+    """A chat without a bound on its output, which has many names."""
+
     messages: list[dict[str, Any]] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = False
     tools: list[dict[str, Any]] | None = None
 
 
-class _CompletionRequest(_Request):
+class ChatRequest(ConversationRequest):
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+
+class CompletionRequest(CommonRequest):
+    max_tokens: int | None = Field(None, ge=1)
     prompt: str | list[int] | list[str] | list[list[int]]
     logprobs: int | None = None
     echo: bool | None = False
 
 
 class OpenAIDialect(Dialect):
-    """vLLM's server."""
+    """A server that does what OpenAI's does."""
 
     kind = "openai"
     notices = "at_once"
-    chat_request: type[BaseModel] = _ChatRequest
-    completion_request: type[BaseModel] = _CompletionRequest
+    owned_by = "openai-compatible"
+    reasoning_key: str | None = None
+    """The field of a message or delta that holds the reasoning."""
+    head_waits = False
+    """Whether the status line of a stream waits for the first token."""
+    opens_at_once = False
+    """Whether the events that open chats go out with the head, not with the first token."""
+    chat_request: type[BaseModel] = ChatRequest
+    completion_request: type[BaseModel] = CompletionRequest
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -115,7 +150,6 @@ class OpenAIDialect(Dialect):
             web.post("/v1/completions", self.host.inference(self.completions)),
             web.get("/v1/models", self.models),
             web.get("/health", self.health),
-            web.get("/version", self.version),
         ]
 
     # ------------------------------------------------------------------------------ what it refuses
@@ -146,7 +180,9 @@ class OpenAIDialect(Dialect):
                 "or the number of requested output tokens."
             )
 
-    def check_model(self, model: str) -> None:
+    def check_model(self, model: str | None) -> None:
+        if model is None:
+            raise self.refuse_request("you must provide a model parameter")
         if model != self.options.model:
             message = f"The model `{model}` does not exist."
             raise Refused(404, self.error(404, message, "NotFoundError", "model"))
@@ -160,19 +196,39 @@ class OpenAIDialect(Dialect):
         await exchange.send(sse(self.failure()[1]) + DONE)
         return await exchange.finish()
 
-    async def overload(self, exchange: Exchange) -> web.StreamResponse:
+    def refuse_overload(self) -> Refused:
+        """What a request is answered with when the queue is full."""
         message = (
             "The engine is currently busy and cannot accept new requests. Please try again later or on a "
             "different instance."
         )
-        return json_response(self.error(503, message, "Service Unavailable"), status=503)
+        return Refused(503, self.error(503, message, "Service Unavailable"))
+
+    async def overload(self, exchange: Exchange) -> web.StreamResponse:
+        try:
+            body = json.loads(exchange.body)
+            exchange.streamed = isinstance(body, dict) and bool(body.get("stream"))
+        except ValueError:
+            exchange.streamed = False
+        return await self.refuse(exchange, self.refuse_overload())
+
+    async def refuse(self, exchange: Exchange, refused: Refused) -> web.StreamResponse:
+        if refused.late and exchange.streamed:
+            return await self.refuse_late(exchange, refused)
+        return json_response(refused.body, status=refused.status)
+
+    async def refuse_late(self, exchange: Exchange, refused: Refused) -> web.StreamResponse:
+        """How a stream is refused whose status line is out."""
+        await exchange.open(EVENT_STREAM)
+        await exchange.send(sse({"error": refused.body}) + DONE)
+        return await exchange.finish()
 
     # ---------------------------------------------------------------------------------- what it reads
 
     def read_chat(self, body: Any) -> Ask:
-        ask = Ask(id=f"chatcmpl-{uuid.uuid4().hex}", chat=True, model=body.model, prompts=[])
+        ask = Ask(id=f"chatcmpl-{uuid.uuid4().hex}", chat=True, model=self.told_model(body), prompts=[])
         self.read_common(ask, body)
-        if body.max_completion_tokens is not None:
+        if getattr(body, "max_completion_tokens", None) is not None:
             ask.max_tokens = body.max_completion_tokens
         ask.logprobs = bool(body.logprobs)
         try:
@@ -183,7 +239,7 @@ class OpenAIDialect(Dialect):
         return ask
 
     def read_completion(self, body: Any) -> Ask:
-        ask = Ask(id=f"cmpl-{uuid.uuid4().hex}", chat=False, model=body.model, prompts=[])
+        ask = Ask(id=f"cmpl-{uuid.uuid4().hex}", chat=False, model=self.told_model(body), prompts=[])
         self.read_common(ask, body)
         ask.logprobs = body.logprobs is not None
         ask.echo = bool(body.echo)
@@ -199,6 +255,13 @@ class OpenAIDialect(Dialect):
         if not ask.prompts or not all(ask.prompts):
             raise self.refuse_request("The prompt is empty")
         return ask
+
+    def told_model(self, body: Any) -> str:
+        """The `model` of the answer."""
+        return body.model or self.options.model
+
+    def name(self, exchange: Exchange, ask: Ask, body: Any) -> None:
+        """Give the answer another id where the request names one, and `exchange` the id to cancel it by."""
 
     def read_common(self, ask: Ask, body: Any) -> None:
         self.check_model(body.model)
@@ -230,20 +293,21 @@ class OpenAIDialect(Dialect):
         self, exchange: Exchange, schema: type[BaseModel], read: Callable[[Any], Ask]
     ) -> web.StreamResponse:
         try:
-            ask = read(schema.model_validate_json(exchange.body))
+            body = schema.model_validate_json(exchange.body)
+            ask = read(body)
+            exchange.streamed = ask.stream
+            self.name(exchange, ask, body)
             self.submit(exchange, ask)
         except ValidationError as error:
-            refused = self.refuse_validation(error)
-            return json_response(refused.body, status=refused.status)
+            return await self.refuse(exchange, self.refuse_validation(error))
         except Refused as refused:
-            return json_response(refused.body, status=refused.status)
+            return await self.refuse(exchange, refused)
         return await self.answer(exchange, ask)
 
     def submit(self, exchange: Exchange, ask: Ask) -> None:
         limit = self.options.max_queue_size
         if self.has_overload_answer and limit is not None and self.host.live.statistics().waiting >= limit:
-            message = "The engine is currently busy and cannot accept new requests."
-            raise Refused(503, self.error(503, message, "Service Unavailable"))
+            raise self.refuse_overload()
         for prompt in ask.prompts:
             self.check_length(len(prompt), ask.max_tokens)
         for number, prompt in enumerate(ask.prompts):
@@ -260,7 +324,6 @@ class OpenAIDialect(Dialect):
                     ignore_eos=ask.ignore_eos,
                 )
         exchange.submitted = True
-        exchange.streamed = ask.stream
 
     async def answer(self, exchange: Exchange, ask: Ask) -> web.StreamResponse:
         echoes = [self.tokenizer.decode(prompt) if ask.echo else "" for prompt in ask.prompts]
@@ -275,37 +338,70 @@ class OpenAIDialect(Dialect):
         except EngineFailed:
             status, body = self.failure()
             return json_response(body, status=status)
-        return json_response(self.whole(ask, choices))
+        if exchange.cancelled:
+            return await self.end_cancelled(exchange, ask, choices)
+        return json_response(self.whole(ask, choices), headers=self.answer_headers(exchange))
 
     async def stream(self, exchange: Exchange, ask: Ask, choices: list[Choice]) -> web.StreamResponse:
-        await exchange.open("text/event-stream; charset=utf-8")
         opened: set[int] = set()
+        if not self.head_waits:
+            await exchange.open(EVENT_STREAM)
+        if self.opens_at_once and ask.chat:
+            opened.update(range(len(choices)))
+            for index in range(len(choices)):
+                await exchange.send(self.opening(ask, index))
         try:
-            while pieces := await exchange.output.next():
+            while pieces := await self.next(exchange):
                 for piece in pieces:
                     choice = choices[piece.choice]
                     self.take(ask, choice, piece)
                     if not self.speaks_now(choice, piece):
                         continue
                     await exchange.content()
+                    if exchange.response is None:
+                        await exchange.open(EVENT_STREAM)
                     if ask.chat and piece.choice not in opened:
                         opened.add(piece.choice)
                         await exchange.send(self.opening(ask, piece.choice))
-                    body = self.chunk(ask, piece.choice, choice)
-                    if ask.continuous_usage:
-                        body["usage"] = self.usage(ask, choices)
-                    await exchange.send(sse(body))
-                    choice.text = ""
-                    choice.pieces.clear()
+                    for body in self.chunks(ask, piece.choice, choice):
+                        if ask.continuous_usage:
+                            body["usage"] = self.usage(ask, choices)
+                        await exchange.send(sse(body))
+                    choice.sent()
         except EngineFailed:
+            if exchange.response is None:
+                status, body = self.failure()
+                return json_response(body, status=status)
             return await self.fail_stream(exchange)
+        if exchange.cancelled:
+            return await self.end_cancelled(exchange, ask, choices)
+        return await self.end_stream(exchange, ask, choices)
+
+    async def end_stream(self, exchange: Exchange, ask: Ask, choices: Sequence[Choice]) -> web.StreamResponse:
         if ask.usage:
             await exchange.send(sse(self.usage_chunk(ask, choices)))
         await exchange.send(DONE)
         return await exchange.finish()
 
+    async def end_cancelled(
+        self, exchange: Exchange, ask: Ask, choices: Sequence[Choice]
+    ) -> web.StreamResponse:
+        """How an answer ends that an explicit request stopped."""
+        if exchange.response is None:
+            status, body = self.failure()
+            return json_response(body, status=status)
+        return await self.fail_stream(exchange)
+
+    def answer_headers(self, exchange: Exchange) -> dict[str, str]:
+        """Headers of an answer that is not streamed."""
+        return {}
+
     def take(self, ask: Ask, choice: Choice, piece: Piece) -> None:
-        choice.text += piece.text if ask.keep_stop else piece.visible
+        text = piece.text if ask.keep_stop else piece.visible
+        if ask.chat and self.reasoning_key is not None and piece.number <= self.options.reasoning_tokens:
+            choice.reasoning += text
+        else:
+            choice.text += text
         choice.tokens += 1
         choice.pieces.append(piece)
         if piece.ending is not None:
@@ -314,7 +410,7 @@ class OpenAIDialect(Dialect):
 
     def speaks_now(self, choice: Choice, piece: Piece) -> bool:
         """Whether an event is sent when this piece has come."""
-        return bool(choice.text) or piece.ending is not None
+        return bool(choice.text or choice.reasoning) or piece.ending is not None
 
     # -------------------------------------------------------------------------------------- its shapes
 
@@ -328,11 +424,15 @@ class OpenAIDialect(Dialect):
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
         return sse({**self.head(ask, chunk=True), "choices": [choice]})
 
+    def chunks(self, ask: Ask, index: int, choice: Choice) -> list[dict[str, Any]]:
+        """The events that say what `choice` has not sent yet."""
+        return [self.chunk(ask, index, choice)]
+
     def chunk(self, ask: Ask, index: int, choice: Choice) -> dict[str, Any]:
         """An event with what `choice` has not sent yet."""
         body: dict[str, Any] = {"index": index}
         if ask.chat:
-            body["delta"] = {"content": choice.text}
+            body["delta"] = {"content": choice.text, **self.reasoning(choice)}
         else:
             body["text"] = choice.text
         body["logprobs"] = self.logprobs(ask, choice)
@@ -350,7 +450,12 @@ class OpenAIDialect(Dialect):
         for index, choice in enumerate(choices):
             body: dict[str, Any] = {"index": index}
             if ask.chat:
-                body["message"] = {"role": "assistant", "content": choice.text, "tool_calls": []}
+                body["message"] = {
+                    "role": "assistant",
+                    "content": choice.text,
+                    **self.reasoning(choice),
+                    "tool_calls": [],
+                }
             else:
                 body["text"] = choice.text
             body["logprobs"] = self.logprobs(ask, choice)
@@ -358,6 +463,11 @@ class OpenAIDialect(Dialect):
             body["stop_reason"] = choice.stopped_by
             bodies.append(body)
         return {**self.head(ask, chunk=False), "choices": bodies, "usage": self.usage(ask, choices)}
+
+    def reasoning(self, choice: Choice) -> dict[str, Any]:
+        if not choice.reasoning or self.reasoning_key is None:
+            return {}
+        return {self.reasoning_key: choice.reasoning}
 
     def usage(self, ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
         prompt = sum(len(ids) for ids in ask.prompts)
@@ -394,7 +504,7 @@ class OpenAIDialect(Dialect):
             "id": self.options.model,
             "object": "model",
             "created": 1_750_784_198,
-            "owned_by": "vllm",
+            "owned_by": self.owned_by,
             "max_model_len": self.options.max_total_tokens,
         }
 
@@ -403,6 +513,3 @@ class OpenAIDialect(Dialect):
 
     async def health(self, request: web.Request) -> web.Response:
         return web.Response()
-
-    async def version(self, request: web.Request) -> web.Response:
-        return json_response({"version": self.options.version})

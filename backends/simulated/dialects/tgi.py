@@ -1,369 +1,321 @@
-"""Hugging Face Text Generation Inference, its native routes.
+"""Hugging Face Text Generation Inference: its native routes, and its Messages API with all its traps.
 
-From router/src (server.rs, lib.rs, validation.rs, infer/mod.rs) at v3.3.7: refuses at once beyond its
-concurrency limit; validates with 422; every error of a stream is an event in a 200; keeps the stop sequence
-in the text; flags special tokens; says why it ended and how much it counted only if `details` were asked
-for; ends a stream with its body; fills silence with comment lines. BOS is added to whatever it is given.
+From router/src (server.rs, lib.rs, chat.rs) at v3.3.7. Serde reads the body: `stop` is a list, `max_tokens`
+and `max_completion_tokens` are one field and both are a duplicate, `response_format` needs a `value`; all
+that is a 422 in plain text. `presence_penalty` becomes a repetition penalty of itself plus 2. `n` is ignored.
+Ids are empty, every delta has its role, the stop sequence stays in the text, and any error of a stream is an
+event with the status code 422 in a 200, followed by [DONE].
 """
 
-import asyncio
-import json
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from aiohttp import web
 
-from backends.simulated.dialects.common import Dialect, EngineFailed, Exchange, json_response, sse
+from backends.simulated.dialects.common import EngineFailed, Exchange, json_response, sse
+from backends.simulated.dialects.tgi_native import (
+    MAX_BATCH,
+    STREAM_HEADERS,
+    Ask,
+    Malformed,
+    Refused,
+    TgiNative,
+    decode,
+)
 from backends.simulated.live import Ending, Piece
+from backends.simulated.tokens import TemplateError
 
 __all__ = ["TgiDialect"]
 
-_FINISH_REASONS: dict[Ending, str] = {"eos": "eos_token", "stop": "stop_sequence", "length": "length"}
-_STREAM_HEADERS = {
-    "x-compute-type": "gpu+optimized",
-    "x-accel-buffering": "no",
-    "cache-control": "no-cache",
-}
-_MAX_STOP_SEQUENCES = 4
-_MAX_BEST_OF = 2
-_MAX_TOP_N_TOKENS = 5
+_DONE = b"data: [DONE]\n\n"
+_SHAPE = "Failed to deserialize the JSON body into the target type: "
+_REASONS: Mapping[Ending, str] = MappingProxyType(
+    {"eos": "stop", "stop": "stop_sequence", "length": "length"}  # only the end of turn gets OpenAI's word
+)
+_NATIVE_REASONS: Mapping[Ending, str] = MappingProxyType({**_REASONS, "eos": "eos_token"})
 
-_TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
-    "best_of": ("usize", (int,)),
-    "temperature": ("f32", (int, float)),
-    "repetition_penalty": ("f32", (int, float)),
-    "frequency_penalty": ("f32", (int, float)),
-    "top_k": ("i32", (int,)),
-    "top_p": ("f32", (int, float)),
-    "typical_p": ("f32", (int, float)),
-    "do_sample": ("a boolean", (bool,)),
-    "max_new_tokens": ("u32", (int,)),
-    "return_full_text": ("a boolean", (bool,)),
-    "stop": ("a sequence", (list,)),
-    "truncate": ("usize", (int,)),
-    "watermark": ("a boolean", (bool,)),
-    "details": ("a boolean", (bool,)),
-    "decoder_input_details": ("a boolean", (bool,)),
-    "seed": ("u64", (int,)),
-    "top_n_tokens": ("u32", (int,)),
-    "adapter_id": ("a string", (str,)),
-}
-"""Parameter -> what serde expects, and the JSON types that it takes."""
-
-
-class _Refused(Exception):
-    """An error as TGI tells it: a status for plain answers, and the same body as an event in a stream."""
-
-    def __init__(self, status: int, message: str, error_type: str) -> None:
-        super().__init__(status, message)
-        self.status = status
-        self.body = {"error": message, "error_type": error_type}
-
-
-def _invalid(message: str) -> _Refused:
-    return _Refused(422, f"Input validation error: {message}", "validation")
-
-
-class _Malformed(Exception):
-    """The body is no JSON, or JSON of the wrong shape: axum answers in plain text, also to a stream."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(status, message)
-        self.response = web.Response(status=status, text=message)
+_NUMBER = (int, float)
+_FIELDS: Mapping[str, tuple[str, tuple[type, ...]]] = MappingProxyType(
+    {
+        "model": ("a string", (str,)),
+        "frequency_penalty": ("f32", _NUMBER),
+        "logit_bias": ("a sequence", (list,)),
+        "max_tokens": ("u32", (int,)),
+        "n": ("u32", (int,)),
+        "presence_penalty": ("f32", _NUMBER),
+        "repetition_penalty": ("f32", _NUMBER),
+        "seed": ("u64", (int,)),
+        "stop": ("a sequence", (list,)),
+        "stream": ("a boolean", (bool,)),
+        "temperature": ("f32", _NUMBER),
+        "top_p": ("f32", _NUMBER),
+        "stream_options": ("struct StreamOptions", (dict,)),
+    }
+)
+_CHAT_FIELDS = MappingProxyType(
+    {
+        **_FIELDS,
+        "messages": ("a sequence", (list,)),
+        "logprobs": ("a boolean", (bool,)),
+        "top_logprobs": ("u32", (int,)),
+        "tools": ("a sequence", (list,)),
+        "response_format": ("adjacently tagged enum GrammarType", (dict,)),
+    }
+)
+_COMPLETION_FIELDS = MappingProxyType(
+    {**_FIELDS, "prompt": ("a string or a sequence", (str, list)), "suffix": ("a string", (str,))}
+)
+_GRAMMARS = ("json", "json_object", "regex", "json_schema")
 
 
 @dataclass(slots=True)
-class _Ask:
-    inputs: str
-    parameters: dict[str, Any]
-    prompt: list[int]
-    max_new_tokens: int
+class _Call:
+    """A request to the Messages API, read."""
 
-    def flag(self, name: str) -> bool:
-        return bool(self.parameters.get(name))
+    chat: bool
+    asks: list[Ask]
+    usage: bool
+    logprobs: bool
+    created: int = field(default_factory=lambda: int(time.time()))
 
 
-class TgiDialect(Dialect):
+class TgiDialect(TgiNative):
     """text-generation-router."""
 
     kind = "tgi"
-    notices = "next_token"
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/generate", self.host.inference(self.generate)),
-            web.post("/generate_stream", self.host.inference(self.generate_stream)),
-            web.post("/tokenize", self.tokenize),
-            web.get("/health", self.health),
-            web.get("/info", self.info),
-            web.get("/v1/models", self.models),
-            web.get("/metrics", self.metrics),
+            *super().routes(),
+            web.post("/v1/chat/completions", self.host.inference(self.chat)),
+            web.post("/v1/completions", self.host.inference(self.completions)),
+            web.post("/chat_tokenize", self.chat_tokenize),
         ]
 
     # ---------------------------------------------------------------------------------- what it reads
 
-    def parse(self, request: web.Request, body: bytes) -> tuple[str, dict[str, Any]]:
-        """`inputs` and `parameters`. Raises _Malformed."""
-        if request.content_type != "application/json":
-            raise _Malformed(415, "Expected request with `Content-Type: application/json`")
-        try:
-            content = json.loads(body)
-        except ValueError as error:
-            message = f"Failed to parse the request body as JSON: {error}"
-            raise _Malformed(400, message) from error
-        shape = "Failed to deserialize the JSON body into the target type: "
+    def fields(
+        self,
+        request: web.Request,
+        body: bytes,
+        known: Mapping[str, tuple[str, tuple[type, ...]]],
+        needed: str,
+    ) -> dict[str, Any]:
+        """The fields that are not null, unknown ones included. Raises Malformed."""
+        content = decode(request, body)
         place = f"at line 1 column {len(body)}"
-        if not isinstance(content, dict) or "inputs" not in content:
-            raise _Malformed(422, f"{shape}missing field `inputs` {place}")
-        if not isinstance(content["inputs"], str):
-            raise _Malformed(422, f"{shape}inputs: invalid type: expected a string {place}")
-        parameters = {
-            name: value for name, value in (content.get("parameters") or {}).items() if value is not None
-        }
-        for name, value in parameters.items():
-            expected, types = _TYPES.get(name, ("", (object,)))
+        if not isinstance(content, dict):
+            raise Malformed(422, f"{_SHAPE}invalid type: expected a struct {place}")
+        if "max_completion_tokens" in content:  # an alias
+            if "max_tokens" in content:
+                raise Malformed(422, f"{_SHAPE}duplicate field `max_tokens` {place}")
+            content["max_tokens"] = content.pop("max_completion_tokens")
+        if needed not in content:
+            raise Malformed(422, f"{_SHAPE}missing field `{needed}` {place}")
+        fields = {name: value for name, value in content.items() if value is not None}
+        for name, value in fields.items():
+            expected, types = known.get(name, ("", (object,)))
             wrong = not isinstance(value, types) or (isinstance(value, bool) and bool not in types)
             if expected.startswith("u"):
                 wrong = wrong or value < 0
             if wrong and expected:
-                raise _Malformed(
-                    422,
-                    f"{shape}parameters.{name}: invalid type: expected {expected} {place}",
-                )
-        return content["inputs"], parameters
+                raise Malformed(422, f"{_SHAPE}{name}: invalid type: expected {expected} {place}")
+        grammar = fields.get("response_format")
+        if grammar is not None and known is _CHAT_FIELDS:
+            if grammar.get("type") not in _GRAMMARS:
+                raise Malformed(422, f"{_SHAPE}response_format: unknown variant {place}")
+            if "value" not in grammar:
+                raise Malformed(422, f"{_SHAPE}response_format: missing field `value` {place}")
+        return fields
 
-    def read(self, inputs: str, parameters: dict[str, Any], *, stream: bool) -> _Ask:
-        """What is to be generated. Raises _Refused with TGI's words."""
-        given = parameters.get
-        best_of, top_p, typical_p = given("best_of", 1), given("top_p"), given("typical_p")
-        if not 1 <= best_of <= _MAX_BEST_OF:
-            raise _invalid(f"`best_of` must be > 0 and <= {_MAX_BEST_OF}. Given: {best_of}")
-        if best_of > 1 and stream:
-            raise _invalid("`best_of` != 1 is not supported when streaming tokens")
-        if given("decoder_input_details") and stream:
-            raise _invalid("`decoder_input_details` == true is not supported when streaming tokens")
-        if given("temperature", 1.0) <= 0:
-            raise _invalid("`temperature` must be strictly positive")
-        if given("repetition_penalty", 1.0) <= 0:
-            raise _invalid("`repetition_penalty` must be strictly positive")
-        if not -2 <= given("frequency_penalty", 0.0) <= 2:
-            raise _invalid("`frequency_penalty` must be >= -2.0 and <= 2.0")
-        if given("top_k", 1) <= 0:
-            raise _invalid("`top_k` must be strictly positive")
-        if top_p is not None and not 0 < top_p < 1:
-            raise _invalid("`top_p` must be > 0.0 and < 1.0")
-        if typical_p is not None and not 0 < typical_p < 1:
-            raise _invalid("`typical_p` must be > 0.0 and < 1.0")
-        if given("top_n_tokens", 0) > _MAX_TOP_N_TOKENS:
-            raise _invalid(
-                f"`top_n_tokens` must be >= 0 and <= {_MAX_TOP_N_TOKENS}. Given: {given('top_n_tokens')}"
-            )
-        if given("max_new_tokens") == 0:
-            raise _invalid("`max_new_tokens` must be strictly positive")
-        stop = given("stop", [])
-        if len(stop) > _MAX_STOP_SEQUENCES:
-            raise _invalid(f"`stop` supports up to {_MAX_STOP_SEQUENCES} stop sequences. Given: {len(stop)}")
-        if not inputs:
-            raise _invalid("`inputs` cannot be empty")
-        prompt = self.tokenizer.encode(inputs, add_special_tokens=True)
-        if (truncate := given("truncate")) is not None:
-            prompt = prompt[-truncate:]
-        total = self.options.max_total_tokens
-        max_new_tokens = given("max_new_tokens", max(1, total - len(prompt)))
-        if len(prompt) + max_new_tokens > total:
-            raise _invalid(
-                f"`inputs` tokens + `max_new_tokens` must be <= {total}. Given: {len(prompt)} `inputs` "
-                f"tokens and {max_new_tokens} `max_new_tokens`"
-            )
-        if len(prompt) > self.options.max_input_tokens:
-            raise _invalid(
-                f"`inputs` must have less than {self.options.max_input_tokens} tokens. Given: {len(prompt)}"
-            )
-        return _Ask(inputs, parameters, prompt, max_new_tokens)
+    def parameters(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of the native routes that these fields become."""
+        direct = {"max_tokens": "max_new_tokens", "top_logprobs": "top_n_tokens"}
+        same = ("frequency_penalty", "seed", "stop", "temperature", "top_p")
+        parameters = {direct[name]: fields[name] for name in direct if name in fields}
+        parameters |= {name: fields[name] for name in same if name in fields}
+        if parameters.get("temperature") == 0:  # greedy
+            del parameters["temperature"]
+        if "presence_penalty" in fields:
+            parameters["repetition_penalty"] = fields["presence_penalty"] + 2.0
+        return parameters
 
-    def submit(self, exchange: Exchange, inputs: str, parameters: dict[str, Any]) -> _Ask:
-        # The permit comes before the validation (infer/mod.rs).
-        if len(self.host.exchanges) > self.options.max_concurrent_requests:
-            raise _Refused(429, "Model is overloaded", "overloaded")
-        ask = self.read(inputs, parameters, stream=exchange.streamed)
-        self.host.live.say(
-            exchange.output,
-            ask.prompt,
-            ask.max_new_tokens,
-            seed=parameters.get("seed"),
-            stop=parameters.get("stop", ()),
-        )
+    def rendered(self, fields: Mapping[str, Any]) -> str:
+        """Raises Refused."""
+        try:
+            return self.tokenizer.render(fields["messages"], tools=fields.get("tools") or None)
+        except TemplateError as error:
+            raise Refused(422, f"Template error: {error}", "template_error") from error
+
+    def submit_call(self, exchange: Exchange, fields: Mapping[str, Any], prompts: Sequence[str]) -> _Call:
+        """Raises Refused."""
+        chat = "messages" in fields
+        self.take_permit()
+        parameters = self.parameters(fields)
+        asks = [
+            self.read(prompt, parameters, stream=exchange.streamed, add_special_tokens=not chat)
+            for prompt in prompts
+        ]
+        for index, ask in enumerate(asks):
+            self.host.live.say(
+                exchange.output,
+                ask.prompt,
+                ask.max_new_tokens,
+                choice=index,
+                seed=parameters.get("seed"),
+                stop=parameters.get("stop", ()),
+            )
         exchange.submitted = True
-        return ask
+        usage = bool(fields.get("stream_options", {}).get("include_usage"))
+        return _Call(chat, asks, usage, bool(fields.get("logprobs")))
 
     # ------------------------------------------------------------------------------------ the answers
 
-    async def generate(self, exchange: Exchange) -> web.StreamResponse:
+    async def chat(self, exchange: Exchange) -> web.StreamResponse:
         try:
-            inputs, parameters = self.parse(exchange.request, exchange.body)
-            ask = self.submit(exchange, inputs, parameters)
-        except _Malformed as malformed:
+            fields = self.fields(exchange.request, exchange.body, _CHAT_FIELDS, "messages")
+            if "tools" in fields and "response_format" in fields:
+                message = "Tool error: Grammar and tools are mutually exclusive"
+                raise Refused(422, message, "tool_error")
+            prompt = self.rendered(fields)
+        except Malformed as malformed:
             return malformed.response
-        except _Refused as refused:
+        except Refused as refused:  # before the stream begins
             return json_response(refused.body, status=refused.status)
-        seen: list[Piece] = []
+        return await self.answer(exchange, fields, [prompt])
+
+    async def completions(self, exchange: Exchange) -> web.StreamResponse:
+        try:
+            fields = self.fields(exchange.request, exchange.body, _COMPLETION_FIELDS, "prompt")
+        except Malformed as malformed:
+            return malformed.response
+        prompts = [fields["prompt"]] if isinstance(fields["prompt"], str) else fields["prompt"]
+        if "suffix" in fields:
+            body = {
+                "error": "Suffix is not supported and can be accomplished by preprocessing the prompt.",
+                "error_type": "suffix not supported",
+            }
+            return json_response(body, status=422)
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            return Malformed(422, f"{_SHAPE}prompt: data did not match any variant").response
+        if len(prompts) > MAX_BATCH:
+            message = f"Number of prompts exceeds the maximum allowed batch size of {MAX_BATCH}"
+            return json_response({"error": message, "error_type": "batch size exceeded"}, status=422)
+        return await self.answer(exchange, fields, prompts)
+
+    async def answer(
+        self, exchange: Exchange, fields: Mapping[str, Any], prompts: Sequence[str]
+    ) -> web.StreamResponse:
+        exchange.streamed = bool(fields.get("stream"))
+        try:
+            call = self.submit_call(exchange, fields, prompts)
+        except Refused as refused:
+            if exchange.streamed:
+                return await self.error_stream(exchange, refused.body)
+            return json_response(refused.body, status=refused.status)
+        said: list[list[Piece]] = [[] for _ in call.asks]
+        if exchange.streamed:
+            return await self.stream(exchange, call, said)
         try:
             while pieces := await exchange.output.next():
                 for piece in pieces:
                     await exchange.content()
-                    seen.append(piece)
+                    said[piece.choice].append(piece)
         except EngineFailed as failed:
             return json_response(self.failure(failed), status=424)
-        body: dict[str, Any] = {"generated_text": self.generated_text(ask, seen)}
-        if ask.flag("details"):
-            body["details"] = {
-                "best_of_sequences": None,
-                "finish_reason": _FINISH_REASONS[seen[-1].ending or "length"],
-                "generated_tokens": len(seen),
-                "prefill": [],
-                "seed": ask.parameters.get("seed"),
-                "tokens": [self.token(piece) for piece in seen],
-            }
-        spent = round((asyncio.get_running_loop().time() - exchange.started_at) * 1e3)
-        headers = {
-            "x-compute-type": "gpu+optimized",
-            "x-compute-time": str(spent / 1e3),
-            "x-compute-characters": str(len(ask.inputs)),
-            "x-prompt-tokens": str(len(ask.prompt)),
-            "x-generated-tokens": str(len(seen)),
-            "x-total-time": str(spent),
-            "x-validation-time": "0",
-            "x-queue-time": "0",
-            "x-inference-time": str(spent),
-            "x-time-per-token": str(spent // len(seen)),
-        }
-        return json_response(body, headers=headers)
+        return json_response(self.whole(call, said))
 
-    async def generate_stream(self, exchange: Exchange) -> web.StreamResponse:
-        exchange.streamed = True
-        try:
-            inputs, parameters = self.parse(exchange.request, exchange.body)
-        except _Malformed as malformed:
-            return malformed.response
-        try:
-            ask = self.submit(exchange, inputs, parameters)
-        except _Refused as refused:
-            return await self.error_stream(exchange, refused.body)
-        await exchange.open("text/event-stream", headers=_STREAM_HEADERS)
-        seen: list[Piece] = []
+    async def stream(self, exchange: Exchange, call: _Call, said: list[list[Piece]]) -> web.StreamResponse:
+        await exchange.open("text/event-stream", headers=STREAM_HEADERS)
         try:
             while pieces := await self.next(exchange):
                 for piece in pieces:
                     await exchange.content()
-                    seen.append(piece)
-                    await exchange.send(sse(self.event(ask, seen)))
+                    said[piece.choice].append(piece)
+                    await exchange.send(sse(self.chunk(call, piece)))
         except EngineFailed as failed:
-            await exchange.send(sse(self.failure(failed)))
+            await exchange.send(self.error_events(exchange, self.failure(failed)))
+            return await exchange.finish()
+        if call.usage:
+            await exchange.send(
+                sse({**self.head(call, chunk=True), "choices": [], "usage": self.usage(call, said)})
+            )
+        await exchange.send(_DONE)
         return await exchange.finish()
 
-    async def next(self, exchange: Exchange) -> list[Piece]:
-        """The next pieces; a comment line for every interval of silence (axum's KeepAlive)."""
-        while True:
-            try:
-                async with asyncio.timeout(self.options.keep_alive_s):
-                    return await exchange.output.next()
-            except TimeoutError:
-                await exchange.send(b":\n\n")
-
-    async def error_stream(self, exchange: Exchange, body: dict[str, Any]) -> web.StreamResponse:
-        await exchange.open("text/event-stream", headers=_STREAM_HEADERS)
-        await exchange.send(sse(body))
-        return await exchange.finish()
-
-    async def overload(self, exchange: Exchange) -> web.StreamResponse:
-        body = {"error": "Model is overloaded", "error_type": "overloaded"}
+    def error_events(self, exchange: Exchange, body: dict[str, Any]) -> bytes:
         if exchange.request.path == "/generate_stream":
-            return await self.error_stream(exchange, body)
-        return json_response(body, status=429)
+            return super().error_events(exchange, body)
+        # 422 for everything, overload included.
+        return sse({"error": {"message": body["error"], "http_status_code": 422}}) + _DONE
 
-    def failure(self, failed: EngineFailed) -> dict[str, Any]:
-        return {"error": f"Request failed during generation: {failed}", "error_type": "generation"}
+    # -------------------------------------------------------------------------------------- its shapes
 
-    def token(self, piece: Piece) -> dict[str, Any]:
-        special = piece.token_id in self.tokenizer.special_ids
-        text = self.tokenizer.pieces[piece.token_id].decode() if special else piece.text
-        return {"id": piece.token_id, "text": text, "logprob": piece.logprob, "special": special}
-
-    def event(self, ask: _Ask, seen: list[Piece]) -> dict[str, Any]:
-        piece = seen[-1]
-        body: dict[str, Any] = {
-            "index": piece.number,
-            "token": self.token(piece),
-            "generated_text": None,
-            "details": None,
+    def head(self, call: _Call, *, chunk: bool) -> dict[str, Any]:
+        kind = ("chat.completion.chunk" if chunk else "chat.completion") if call.chat else "text_completion"
+        return {
+            "object": kind,
+            "id": "",
+            "created": call.created,
+            "model": self.options.model,
+            "system_fingerprint": f"{self.version}-native",
         }
-        if piece.ending is not None:
-            body["generated_text"] = self.generated_text(ask, seen)
-            if ask.flag("details"):
-                body["details"] = {
-                    "finish_reason": _FINISH_REASONS[piece.ending],
-                    "generated_tokens": piece.number,
-                    "seed": ask.parameters.get("seed"),
-                    "input_length": len(ask.prompt),
-                }
-        return body
 
-    def generated_text(self, ask: _Ask, seen: list[Piece]) -> str:
-        text = "".join(piece.text for piece in seen)
-        return ask.inputs + text if ask.flag("return_full_text") else text
+    def chunk(self, call: _Call, piece: Piece) -> dict[str, Any]:
+        text = "" if piece.token_id in self.tokenizer.special_ids else piece.text
+        if not call.chat:
+            reason = "" if piece.ending is None else _NATIVE_REASONS[piece.ending]
+            choice = {"index": piece.choice, "text": text, "logprobs": None, "finish_reason": reason}
+            return {**self.head(call, chunk=True), "choices": [choice]}
+        told = {
+            "index": 0,
+            "delta": {"role": "assistant", "content": text},
+            "logprobs": self.logprobs([piece]) if call.logprobs else None,
+            "finish_reason": None if piece.ending is None else _REASONS[piece.ending],
+        }
+        return {**self.head(call, chunk=True), "choices": [told], "usage": None}
+
+    def whole(self, call: _Call, said: list[list[Piece]]) -> dict[str, Any]:
+        choices = []
+        for index, pieces in enumerate(said):
+            text = "".join(piece.text for piece in pieces)
+            choice: dict[str, Any] = {"index": index}
+            if call.chat:
+                choice["message"] = {"role": "assistant", "content": text}
+            else:
+                choice["text"] = text
+            choice["logprobs"] = self.logprobs(pieces) if call.logprobs else None
+            choice["finish_reason"] = _REASONS[pieces[-1].ending or "length"]
+            choices.append(choice)
+        choices = choices[1::2] + choices[::2] if len(choices) > 1 else choices  # not in order of index
+        return {**self.head(call, chunk=False), "choices": choices, "usage": self.usage(call, said)}
+
+    def usage(self, call: _Call, said: list[list[Piece]]) -> dict[str, Any]:
+        prompt = sum(len(ask.prompt) for ask in call.asks)
+        output = sum(len(pieces) for pieces in said)
+        return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+
+    def logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """Without `bytes`."""
+        content = [
+            {"token": self.token(piece)["text"], "logprob": piece.logprob, "top_logprobs": []}
+            for piece in pieces
+        ]
+        return {"content": content}
 
     # --------------------------------------------------------------------------------------- the rest
 
-    async def tokenize(self, request: web.Request) -> web.Response:
+    async def chat_tokenize(self, request: web.Request) -> web.Response:
+        """The prompt that the template makes of messages, and its tokens: no special ones are added."""
         try:
-            inputs, _ = self.parse(request, await request.read())
-        except _Malformed as malformed:
+            fields = self.fields(request, await request.read(), _CHAT_FIELDS, "messages")
+            text = self.rendered(fields)
+        except Malformed as malformed:
             return malformed.response
-        tokens = [
-            {"id": token_id, "text": text, "start": start, "stop": stop}
-            for token_id, text, start, stop in self.tokenizer.offsets(inputs)
-        ]
-        return json_response(tokens)
-
-    async def health(self, request: web.Request) -> web.Response:
-        return web.Response()
-
-    async def info(self, request: web.Request) -> web.Response:
-        return json_response(
-            {
-                "model_id": self.options.model,
-                "model_sha": None,
-                "model_pipeline_tag": "text-generation",
-                "max_concurrent_requests": self.options.max_concurrent_requests,
-                "max_best_of": _MAX_BEST_OF,
-                "max_stop_sequences": _MAX_STOP_SEQUENCES,
-                "max_input_tokens": self.options.max_input_tokens,
-                "max_total_tokens": self.options.max_total_tokens,
-                "validation_workers": 2,
-                "max_client_batch_size": 4,
-                "router": "text-generation-router",
-                "version": "3.3.7",
-                "sha": None,
-                "docker_label": None,
-            }
-        )
-
-    async def models(self, request: web.Request) -> web.Response:
-        card = {"id": self.options.model, "object": "model", "created": 0, "owned_by": self.options.model}
-        return json_response({"object": "list", "data": [card]})
-
-    async def metrics(self, request: web.Request) -> web.Response:
-        engine = self.host.live.statistics()
-        lines = [
-            "# TYPE tgi_queue_size gauge",
-            f"tgi_queue_size {engine.waiting}",
-            "# TYPE tgi_batch_current_size gauge",
-            f"tgi_batch_current_size {engine.running}",
-            "# TYPE tgi_batch_current_max_tokens gauge",
-            f"tgi_batch_current_max_tokens {engine.kv_used}",
-            "# TYPE tgi_batch_max_total_tokens gauge",
-            f"tgi_batch_max_total_tokens {engine.kv_capacity}",
-            "# TYPE tgi_request_success counter",
-            f"tgi_request_success {engine.finished}",
-        ]
-        return web.Response(text="\n".join(lines) + "\n", content_type="text/plain")
+        except Refused as refused:
+            return json_response(refused.body, status=refused.status)
+        tokens = self.tokens(text, add_special_tokens=False)
+        return json_response({"tokenize_response": tokens, "templated_text": text})

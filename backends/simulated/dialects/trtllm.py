@@ -17,6 +17,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from backends.simulated.dialects.common import Exchange, json_body, json_response
 from backends.simulated.dialects.openai import Ask, Choice, OpenAIDialect, Refused
+from backends.simulated.dialects.prometheus import Family, exposition
 from backends.simulated.engine import Step
 from backends.simulated.live import Piece
 
@@ -107,6 +108,9 @@ class TrtllmDialect(OpenAIDialect):
     """trtllm-serve."""
 
     kind = "trtllm"
+    version = "1.2.1"
+    owned_by = "tensorrt_llm"
+    reasoning_key = "reasoning_content"
     notices = "poll"
     has_overload_answer = False
     chat_request = _ChatRequest
@@ -116,7 +120,10 @@ class TrtllmDialect(OpenAIDialect):
         return [
             *super().routes(),
             web.get("/health_generate", self.host.inference(self.health_generate)),
+            web.get("/version", self.get_version),
             web.get("/metrics", self.metrics),
+            web.get("/prometheus/metrics", self.prometheus_metrics),
+            web.post("/_internal/tokenize", self.tokenize),
         ]
 
     # ------------------------------------------------------------------------------ what it refuses
@@ -148,7 +155,7 @@ class TrtllmDialect(OpenAIDialect):
                 "`query_token_len` (0)"
             )
 
-    def check_model(self, model: str) -> None:
+    def check_model(self, model: str | None) -> None:
         """Any name will do."""
 
     def failure(self) -> tuple[int, Any]:
@@ -159,7 +166,7 @@ class TrtllmDialect(OpenAIDialect):
         # The generator raises, uvicorn drops the connection: no event, no [DONE], no end of the body.
         return await exchange.close()
 
-    async def overload(self, exchange: Exchange) -> web.StreamResponse:
+    def refuse_overload(self) -> Refused:
         raise AssertionError("trtllm-serve never refuses for load")
 
     # ---------------------------------------------------------------------------------- what it reads
@@ -200,7 +207,7 @@ class TrtllmDialect(OpenAIDialect):
         logprobs = self.logprobs(ask, choice)
         body: dict[str, Any]
         if ask.chat:  # null keys are left out
-            body = {"index": index, "delta": {"content": choice.text, "reasoning_content": ""}}
+            body = {"index": index, "delta": {"content": choice.text, "reasoning_content": choice.reasoning}}
             if logprobs is not None:
                 body["logprobs"] = logprobs
             if choice.finish_reason is not None:
@@ -221,8 +228,8 @@ class TrtllmDialect(OpenAIDialect):
             body: dict[str, Any] = {"index": index}
             if ask.chat:
                 body["message"] = {
-                    "role": "assistant", "content": choice.text, "reasoning_content": "", "reasoning": None,
-                    "tool_calls": [],
+                    "role": "assistant", "content": choice.text, "reasoning_content": choice.reasoning,
+                    "reasoning": None, "tool_calls": [],
                 }  # fmt: skip
             else:
                 body |= {"text": choice.text, "token_ids": None, "context_logits": None}
@@ -245,7 +252,7 @@ class TrtllmDialect(OpenAIDialect):
     def model_card(self) -> dict[str, Any]:
         # No limit is told anywhere.
         return {
-            "id": self.options.model, "object": "model", "created": 1_750_784_198, "owned_by": "tensorrt_llm",
+            "id": self.options.model, "object": "model", "created": 1_750_784_198, "owned_by": self.owned_by,
         }  # fmt: skip
 
     async def health_generate(self, exchange: Exchange) -> web.StreamResponse:
@@ -255,6 +262,46 @@ class TrtllmDialect(OpenAIDialect):
         while await exchange.output.next():
             pass
         return web.Response(text="Generation health check OK")
+
+    async def get_version(self, request: web.Request) -> web.Response:
+        return json_response({"version": self.version})
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        """Text only, special tokens added; there is no such route for messages."""
+        try:
+            prompt = (await request.json())["prompt"]
+            tokens = self.tokenizer.encode(prompt, add_special_tokens=True)
+        except (ValueError, LookupError, TypeError) as error:
+            return json_response({"error": repr(error)}, status=400)
+        return json_response({"count": len(tokens), "tokens": tokens})
+
+    async def prometheus_metrics(self, request: web.Request) -> web.Response:
+        """Mounted with `return_perf_metrics: true` only."""
+        if not self.options.metrics:
+            raise web.HTTPNotFound
+        engine = self.host.live.statistics()
+        label = {"model_name": "undefined", "engine_type": "undefined"}  # in several builds
+        blocks = engine.kv_capacity // _TOKENS_PER_BLOCK
+        used = min(blocks, -(-engine.kv_used // _TOKENS_PER_BLOCK))
+        gauges = {
+            "trtllm_num_requests_running": engine.running,
+            "trtllm_num_requests_waiting": engine.waiting,
+            "trtllm_max_num_active_requests": self.host.profile.max_sequences,
+            "trtllm_kv_cache_utilization": used / blocks,
+            "trtllm_kv_cache_max_blocks": blocks,
+            "trtllm_kv_cache_free_blocks": blocks - used,
+            "trtllm_kv_cache_used_blocks": used,
+            "trtllm_kv_cache_tokens_per_block": _TOKENS_PER_BLOCK,
+        }
+        counters = {
+            "trtllm_prompt_tokens_total": engine.prompt_tokens,
+            "trtllm_generation_tokens_total": engine.output_tokens,
+        }
+        families: list[Family] = [(name, "gauge", [(label, value)]) for name, value in gauges.items()]
+        families += [(name, "counter", [(label, value)]) for name, value in counters.items()]
+        finished = {**label, "finished_reason": "stop"}
+        families.append(("trtllm_request_success_total", "counter", [(finished, engine.finished)]))
+        return exposition(families)
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Iterations since the last reader came; without any it waits before it says so."""

@@ -10,9 +10,14 @@ import aiohttp
 
 CHAT = [{"role": "user", "content": "How deep is the canal?"}]
 
+OPENAI_KINDS = ("trtllm", "triton-openai", "vllm", "sglang", "llamacpp", "openai")
+"""Those that speak a dialect of OpenAI's."""
+
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "trtllm": ("/v1/chat/completions", {"model": "m", "messages": CHAT, "max_tokens": 8}),
-    "openai": ("/v1/chat/completions", {"model": "headgate-mini", "messages": CHAT, "max_tokens": 8}),
+    **{
+        kind: ("/v1/chat/completions", {"model": "headgate-mini", "messages": CHAT, "max_tokens": 8})
+        for kind in OPENAI_KINDS
+    },
     "tgi": ("/generate", {"inputs": "How deep is the canal?", "parameters": {"max_new_tokens": 8}}),
     "triton": ("/v2/models/ensemble/generate", {"text_input": "How deep is the canal?", "max_tokens": 8}),
 }

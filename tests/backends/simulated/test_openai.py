@@ -1,4 +1,4 @@
-"""The canonical OpenAI dialect, as vLLM serves it."""
+"""The canonical OpenAI dialect."""
 
 import pytest
 
@@ -43,6 +43,7 @@ async def test_unknown_keys_are_ignored_and_unknown_models_are_not(engine):
     [
         ({"max_tokens": 99}, "maximum context length is 100 tokens"),
         ({"messages": []}, "messages"),
+        ({"model": None}, "model"),
         ({"temperature": 3}, "temperature"),
         ({"stream_options": {}}, "stream=True"),
     ],

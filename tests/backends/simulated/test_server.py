@@ -143,7 +143,7 @@ async def read_to_the_end(reader):
     return received, "end"
 
 
-CONTENT = {"trtllm": b'"content"', "openai": b'"content":"', "tgi": b'"token"', "triton": b'"text_output"'}
+CONTENT = {"tgi": b'"token"', "triton": b'"text_output"'}
 
 
 @pytest.mark.parametrize("after", [0, 1, 5])
@@ -156,9 +156,8 @@ async def test_streams_cut_after_k_events(start, kind, fault, how, after):
             received, ending = await read_to_the_end(reader)
         assert fired(engine) == 1
         assert ending == how
-        events = received.count(CONTENT[kind]) - (
-            after > 0 and kind == "openai"
-        )  # its role event has content
+        content = CONTENT.get(kind, b'"content":"')
+        events = received.count(content) - received.count(b'"content":""')  # that is a role's
         assert events == after
         assert not received.endswith(b"0\r\n\r\n")
         await until(lambda: engine.statistics().in_flight == 0)
@@ -201,6 +200,42 @@ async def test_slow_first_token(start, kind):
         answer = await post(engine.url, *request(kind, stream=True))
         assert answer.error is None
         assert asyncio.get_running_loop().time() - began >= 0.15
+        assert fired(engine) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_slow_headers(start, kind, stream):
+    """Nothing comes, then all of it."""
+    async with start(kind, faults=["slow_headers=0.15*1"]) as engine:
+        began = asyncio.get_running_loop().time()
+        async with raw_connection(engine.url, *request(kind, stream=stream)) as (reader, _):
+            assert (await reader.read(16)).startswith(b"HTTP/1.1 200")
+            assert asyncio.get_running_loop().time() - began >= 0.15
+        assert fired(engine) == 1
+
+
+@pytest.mark.parametrize("kind", ["openai", "triton"])
+async def test_an_event_byte_by_byte(start, kind):
+    """The second event comes in as many chunks as it has bytes; nothing is lost."""
+    async with start(kind, faults=["drip=1*1"]) as engine:
+        async with raw_connection(engine.url, *request(kind, stream=True)) as (reader, _):
+            received = b""
+            while not received.endswith(b"\r\n0\r\n\r\n"):
+                received += await reader.read(65536)
+        assert fired(engine) == 1
+        assert received.count(b"\r\n1\r\n") > 100
+        plain = await post(engine.url, *request(kind, stream=True))
+        assert len(plain.events) >= 8
+
+
+async def test_a_huge_event(start):
+    """Once, in front of what a good answer has."""
+    async with start("tgi", faults=["huge_event=3*1"]) as engine:
+        answer = await post(engine.url, *request("tgi", stream=True))
+        first, *others = answer.body.split(b"\n\n", 1)
+        assert 3 * 2**20 <= len(first) < 3.2 * 2**20
+        assert others[0].startswith(b'data: {"index":1')
         assert fired(engine) == 1
 
 
@@ -328,6 +363,16 @@ async def test_trtllm_notices_by_its_poll(start):
         assert engine.statistics().engine.cancelled == 1
 
 
+async def test_comments_fill_the_silence(start):
+    """`: keep-alive` where vLLM was told to, a bare colon of llama.cpp's once its head is out."""
+    for kind, comment in (("vllm", ": keep-alive\n\n"), ("llamacpp", ":\n\n")):
+        async with start(kind, speed=0.05, keep_alive_s=0.02) as engine:
+            answer = await post(engine.url, *request(kind, stream=True, tokens=2))
+            assert comment in answer.text
+            assert answer.text.startswith(comment) == (kind == "vllm")
+            assert answer.events[-1] == "[DONE]"
+
+
 async def test_triton_notices_when_it_writes(start):
     """A stream at its next event; an answer that is not streamed is made to its end for nobody."""
     async with start("triton", speed=5, notice="realistic", **LONG) as engine:
@@ -407,7 +452,7 @@ async def test_run_as_a_process():
 @pytest.mark.parametrize(
     ("kind", "options", "complaint"),
     [
-        ("vllm", {}, "unknown engine kind"),
+        ("h2o", {}, "unknown engine kind"),
         ("tgi", {"engine": "h800"}, "unknown engine profile"),
         ("tgi", {"colour": "red"}, "unknown option"),
         ("tgi", {"faults": ["explode"]}, "unknown fault"),

@@ -236,4 +236,11 @@ async def test_the_other_routes(engine):
     assert "max_model_len" not in models["data"][0]
     assert (await get(engine.url, "/health_generate")).status == 200
     assert engine.statistics().engine.output_tokens == 1
+    tokens = (await post(engine.url, "/_internal/tokenize", {"prompt": "The gate"})).json
+    assert (tokens["count"], len(tokens["tokens"])) == (3, 3)
+    assert (await post(engine.url, "/_internal/tokenize", {"messages": CHAT})).status == 400
+    assert (
+        'trtllm_num_requests_waiting{model_name="undefined"'
+        in (await get(engine.url, "/prometheus/metrics")).text
+    )
     assert json.loads((await get(engine.url, "/_simulated/statistics")).body)["kind"] == "trtllm"

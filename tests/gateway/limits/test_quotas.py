@@ -282,3 +282,17 @@ def test_retry_after_is_sufficient_and_tight(amount, per, used, tokens):
         clock.tick(wait)
     clock.tick(1e-6)  # a client reads it in whole milliseconds, rounded up
     limiter.reserve(tenant, tokens)
+
+
+def test_a_reload_neither_refills_nor_drains():
+    """The same quota keeps its bucket, open reservations included; another amount keeps the share."""
+    clock = Clock()
+    old, tenant = a_limiter(a_quota(100), clock=clock)
+    reservation = old.reserve(tenant, 60)
+    same = Limiter(a_snapshot(tenants=[tenant]), clock, old)
+    assert free(same) == [40]
+    reservation.settle(10)
+    assert free(same) == [90]
+    halved = a_tenant(quotas=(a_quota(50), a_quota(7, "requests")))
+    cut = Limiter(a_snapshot(tenants=[halved, a_tenant("new", quotas=(a_quota(5),))]), clock, same)
+    assert free(cut) == [45, 7, 5]

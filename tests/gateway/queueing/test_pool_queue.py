@@ -11,6 +11,7 @@ from gateway.config.snapshot import QueueBounds
 from gateway.errors import Unavailable
 from gateway.fleet.ledger import Slot
 from gateway.queueing.pool_queue import PoolQueue
+from gateway.state.overlay import Drain
 from tests.gateway.builders import Clock, a_pool, a_queue
 
 LONG = 50.0
@@ -463,3 +464,56 @@ async def test_churn(seed):
     assert served > 0
     assert queue.statistics().in_flight == queue.statistics().waiting == 0
     assert queue.statistics().outstanding_tokens == 0
+
+
+def drain(queue: PoolQueue, *replicas: str) -> None:
+    for ledger in queue.ledgers:
+        ledger.drained = Drain(ledger.replica.id, 1.0, "me") if ledger.replica.id in replicas else None
+        ledger.changed()
+
+
+async def test_a_drained_replica_gets_nothing_even_as_the_last_resort():
+    queue = queue_of("ab", in_flight=10)
+    queue.ledgers[1].avoid()
+    drain(queue, "a")
+    assert [id_of(await queue.acquire(1, 0, wait=0)) for _ in range(3)] == ["b"] * 3
+    drain(queue, "a", "b")
+    with pytest.raises(Unavailable) as refused:
+        await queue.acquire(1, 0, wait=LONG)
+    assert refused.value.reason == "no_replica"
+    assert queue.statistics().waiting == 0
+
+
+async def test_who_waits_stays_in_line_and_is_served_when_the_replica_is_back():
+    queue = queue_of("a", in_flight=1)
+    slot = await queue.acquire(1, 0, wait=0)
+    waiter = waiting(queue)
+    await settle()
+    drain(queue, "a")
+    slot.release()
+    await settle()
+    assert queue.statistics().waiting == 1
+    drain(queue)
+    await settle()
+    assert id_of(waiter.result()) == "a"
+
+
+async def test_two_queues_over_the_same_replicas_share_one_limit_and_one_line_of_slots():
+    """As after a reload: the older configuration's waiters come first, and no slot lies idle."""
+    old = queue_of("a", in_flight=1)
+    slot = await old.acquire(1, 0, wait=0)
+    new = PoolQueue(old.pool, old.ledgers)
+    waiters = [waiting(new), waiting(old)]
+    await settle()
+    slot.release()
+    await settle()
+    assert [waiter.done() for waiter in waiters] == [False, True]
+    waiters[1].result().release()
+    await settle()
+    assert waiters[0].done()
+    old.close()
+    last = waiting(new)
+    await settle()
+    waiters[0].result().release()
+    await settle()
+    assert last.done()

@@ -80,6 +80,13 @@ class Town:
         yield "short", "r1", self.in_flight, 700, True
         yield "short", "r2", 0, 0, False
 
+    def drained(self):
+        yield "short", "r1", False
+        yield "short", "r2", True
+
+    def config(self):
+        return "abcdef", False, 17.5
+
     def queues(self):
         yield "short", 3
 

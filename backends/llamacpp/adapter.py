@@ -1,0 +1,66 @@
+"""The adapter for `engine: llamacpp`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from backends.answers import as_count, get, items_of, json_body
+from backends.contract import Answers, GenerateRequest, Health, HttpRequest, Load, Metadata, Unsupported
+from backends.llamacpp import load, metadata, wire
+from backends.openai_adapter import OpenAiDialectAdapter, ask
+
+__all__ = ["LlamacppAdapter", "LlamacppOptions"]
+
+
+class LlamacppOptions(msgspec.Struct, frozen=True):
+    """How the server was started, and how it should sample."""
+
+    metrics: bool = False
+    """Started with --metrics, which tell the queue as well; else its slots are asked."""
+    neutral_sampling: bool = False
+    """Send OpenAI's defaults where the client names none, instead of leaving llama.cpp its own."""
+
+
+class LlamacppAdapter(OpenAiDialectAdapter):
+    """llama.cpp's server. Notices a closed connection between two results."""
+
+    kind = "llamacpp"
+    metadata_paths = metadata.PATHS
+
+    def __init__(self, options: LlamacppOptions | None = None) -> None:
+        self._options = options or LlamacppOptions()
+
+    def unsupported(self, request: GenerateRequest) -> Unsupported | None:
+        return wire.unsupported(request)
+
+    def encode(self, request: GenerateRequest) -> HttpRequest:
+        return wire.encode(request, neutral_sampling=self._options.neutral_sampling)
+
+    def health_request(self) -> HttpRequest:
+        return get("/health")
+
+    def read_health(self, status: int, body: bytes) -> Health:
+        """While it loads it answers 503 on every route: alive, not ready."""
+        return Health(ready=status == 200, live=True)
+
+    def read_metadata(self, answers: Answers) -> Metadata:
+        return metadata.read_metadata(answers)
+
+    def load_request(self) -> HttpRequest | None:
+        return get("/metrics" if self._options.metrics else "/slots")
+
+    def read_load(self, status: int, body: bytes) -> Load | None:
+        return load.read_load(status, body)
+
+    def tokenize_request(
+        self, model: str, *, text: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None
+    ) -> HttpRequest | None:
+        if messages is not None:
+            return ask("/v1/chat/completions/input_tokens", {"model": model, "messages": messages})
+        return ask("/tokenize", {"content": text or "", "add_special": True, "parse_special": True})
+
+    def read_token_count(self, status: int, body: bytes) -> int | None:
+        """`tokens` of a text, `input_tokens` of messages."""
+        counted = as_count(items_of(json_body(status, body)).get("input_tokens"))
+        return super().read_token_count(status, body) if counted is None else counted

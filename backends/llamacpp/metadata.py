@@ -1,0 +1,65 @@
+"""How llama.cpp tells of itself: its model list, and `/props`.
+
+The list's `n_ctx_train` is what the model was trained for. The context served to one request is told by
+/props alone, and so is the number of slots (tools/server/README.md).
+"""
+
+from collections.abc import Sequence
+
+from backends.answers import (
+    MODEL_LIST,
+    as_count,
+    as_name,
+    get,
+    items_of,
+    json_of,
+    least,
+    model_cards,
+    names_of,
+    owners_of,
+)
+from backends.contract import Answers, EngineLimits, HttpRequest, Identified, Metadata
+
+__all__ = ["PATHS", "questions", "read_metadata", "recognise"]
+
+_PROPS = "/props"
+PATHS = (MODEL_LIST, _PROPS)
+
+
+def read_metadata(answers: Answers) -> Metadata:
+    cards = model_cards(answers)
+    props = items_of(json_of(answers, _PROPS))
+    settings = items_of(props.get("default_generation_settings"))
+    return Metadata(
+        models=names_of(cards),
+        limits=EngineLimits(
+            context_tokens=as_count(settings.get("n_ctx")) or None,
+            train_context_tokens=least(
+                as_count(items_of(card.get("meta")).get("n_ctx_train")) for card in cards or ()
+            ),
+            in_flight=as_count(props.get("total_slots")) or None,
+        ),
+        version=as_name(props.get("build_info")),
+    )
+
+
+def questions(answers: Answers) -> Sequence[HttpRequest]:
+    return [get(path) for path in PATHS]
+
+
+def recognise(answers: Answers) -> Identified | None:
+    told = read_metadata(answers)
+    if "llamacpp" in owners_of(answers):
+        how = "its model list is owned by 'llamacpp'"
+    elif told.models and "default_generation_settings" in items_of(json_of(answers, _PROPS)):
+        how = "its /props is llama.cpp's"
+    else:
+        return None
+    return Identified(
+        kind="llamacpp",
+        options={},
+        how=how,
+        models={name: name for name in told.models or ()},
+        limits=told.limits,
+        version=told.version,
+    )

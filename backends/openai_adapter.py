@@ -1,0 +1,87 @@
+"""What the adapters of OpenAI-dialect engines have in common.
+
+Each engine's adapter says on top of it what it takes, how it fails, and how it tells of itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import msgspec
+
+from backends.answers import MODEL_LIST, as_count, get, items_of, json_body
+from backends.contract import (
+    Answers,
+    Decoder,
+    GenerateRequest,
+    Health,
+    HttpRequest,
+    Load,
+    Metadata,
+    RelayMode,
+    Unsupported,
+)
+from backends.openai_dialect import OpenAiDecoder, choices_asked, openai_request
+
+__all__ = ["OpenAiDialectAdapter", "ask"]
+
+
+def ask(path: str, body: Mapping[str, Any]) -> HttpRequest:
+    """A question with a JSON body."""
+    return HttpRequest("POST", path, {"content-type": "application/json"}, msgspec.json.encode(body))
+
+
+class OpenAiDialectAdapter:
+    """An engine of OpenAI's dialect of which nothing else is known: takes everything, tells its models."""
+
+    kind = "openai"
+    applies_template = True
+    adds_bos = True
+    relay: RelayMode = "patched"
+    canonical = False  # until the conformance run says so
+    load_port: int | None = None
+    metadata_paths: ClassVar[tuple[str, ...]] = (MODEL_LIST,)
+
+    def unsupported(self, request: GenerateRequest) -> Unsupported | None:
+        """Nothing is known of the engine behind: it says so itself."""
+        return None
+
+    def encode(self, request: GenerateRequest) -> HttpRequest:
+        return openai_request(request, request.parameters, {"x-request-id": request.request_id})
+
+    def decoder(self, request: GenerateRequest) -> Decoder:
+        return OpenAiDecoder(choices_asked(request))
+
+    def health_request(self) -> HttpRequest:
+        return get(MODEL_LIST)
+
+    def read_health(self, status: int, body: bytes) -> Health:
+        return Health(ready=status == 200, live=True)
+
+    def cancel_request(self, request: GenerateRequest) -> HttpRequest | None:
+        """Dropping the connection is enough, or all there is."""
+        return None
+
+    def metadata_requests(self, model: str | None = None) -> Sequence[HttpRequest]:
+        return [get(path) for path in self.metadata_paths]
+
+    def read_metadata(self, answers: Answers) -> Metadata:
+        raise NotImplementedError
+
+    def load_request(self) -> HttpRequest | None:
+        return None
+
+    def read_load(self, status: int, body: bytes) -> Load | None:
+        return None
+
+    def tokenize_request(
+        self, model: str, *, text: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None
+    ) -> HttpRequest | None:
+        return None
+
+    def read_token_count(self, status: int, body: bytes) -> int | None:
+        """`count`, or the length of `tokens`: what all engines that tokenise answer in some way."""
+        answer = items_of(json_body(status, body))
+        if (count := as_count(answer.get("count"))) is not None:
+            return count
+        tokens = answer.get("tokens")
+        return len(tokens) if isinstance(tokens, list) else None

@@ -1,0 +1,207 @@
+"""vLLM's server: OpenAI's routes, its own tokenizer routes and its load, told in three ways.
+
+From vLLM 0.33 (entrypoints/openai, entrypoints/serve, v1/metrics/loggers.py): unknown keys are ignored, also
+`guided_json`; an unknown model is a 404 that lists the names there are; the status line goes out before the
+first token; `delta.reasoning`; a priority other than 0 is an error unless the scheduler was told so; a full
+queue is a 503; the request's id becomes part of the answer's.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from backends.simulated.dialects.common import Exchange, json_body, json_response, sse
+from backends.simulated.dialects.openai import (
+    Ask,
+    ChatRequest,
+    Choice,
+    CompletionRequest,
+    OpenAIDialect,
+    Refused,
+)
+from backends.simulated.dialects.prometheus import Family, exposition
+from backends.simulated.tokens import TemplateError
+
+__all__ = ["VllmDialect"]
+
+_BLOCK = 16
+
+
+class _Chat(ChatRequest):
+    priority: int = 0
+    request_id: str | None = None
+
+
+class _Completion(CompletionRequest):
+    priority: int = 0
+    request_id: str | None = None
+
+
+class VllmDialect(OpenAIDialect):
+    """`vllm serve`."""
+
+    kind = "vllm"
+    version = "0.33.0"
+    owned_by = "vllm"
+    reasoning_key = "reasoning"
+    keep_alive = b": keep-alive\n\n"
+    chat_request: type[BaseModel] = _Chat
+    completion_request: type[BaseModel] = _Completion
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            *super().routes(),
+            web.get("/ping", self.health),
+            web.post("/ping", self.health),
+            web.get("/version", self.get_version),
+            web.get("/load", self.load),
+            web.get("/metrics", self.metrics),
+            web.post("/tokenize", self.tokenize),
+            web.post("/detokenize", self.detokenize),
+            web.post("/abort_requests", self.abort_requests),
+        ]
+
+    # ------------------------------------------------------------------------------ what it refuses
+
+    def check_model(self, model: str | None) -> None:
+        if model is not None and model != self.options.model:
+            message = f"The model `{model}` does not exist. Valid aliases: {self.options.model}."
+            raise Refused(404, self.error(404, message, "NotFoundError", "model"))
+
+    async def serve(
+        self, exchange: Exchange, schema: type[BaseModel], read: Callable[[Any], Ask]
+    ) -> web.StreamResponse:
+        if exchange.request.content_type != "application/json":
+            message = "Unsupported Media Type: Only 'application/json' is allowed"
+            return json_response(self.error(400, message, "Bad Request"), status=400)
+        return await super().serve(exchange, schema, read)
+
+    def read_common(self, ask: Ask, body: Any) -> None:
+        super().read_common(ask, body)
+        if body.priority != 0:
+            raise self.refuse_request(f"Got priority {body.priority} but Priority scheduling is not enabled.")
+
+    def name(self, exchange: Exchange, ask: Ask, body: Any) -> None:
+        given = exchange.request.headers.get("X-Request-Id") or body.request_id
+        if given:
+            ask.id = f"{'chatcmpl' if ask.chat else 'cmpl'}-{given}"
+        exchange.id = ask.id
+
+    # ------------------------------------------------------------------------------------ the answers
+
+    async def end_cancelled(
+        self, exchange: Exchange, ask: Ask, choices: Sequence[Choice]
+    ) -> web.StreamResponse:
+        """It ends well, for the reason `abort`."""
+        for index, choice in enumerate(choices):
+            if choice.finish_reason is None:
+                choice.finish_reason = "abort"
+                if ask.stream:
+                    await exchange.send(sse(self.chunk(ask, index, choice)))
+        if not ask.stream:
+            return json_response(self.whole(ask, choices))
+        return await self.end_stream(exchange, ask, choices)
+
+    def answer_headers(self, exchange: Exchange) -> dict[str, str]:
+        """ORCA, where the request asks for it; streams never get it."""
+        form = exchange.request.headers.get("endpoint-load-metrics-format", "").lower()
+        engine = self.host.live.statistics()
+        named = {
+            "kv_cache_usage_perc": engine.kv_used / engine.kv_capacity,
+            "num_requests_waiting": float(engine.waiting),
+        }
+        if form == "json":
+            text = "JSON " + json_body({"named_metrics": named}).decode()
+        elif form == "text":
+            text = "TEXT " + ", ".join(f"named_metrics.{name}={value}" for name, value in named.items())
+        else:
+            return {}
+        return {"endpoint-load-metrics": text}
+
+    def whole(self, ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
+        return {
+            **super().whole(ask, choices),
+            "service_tier": None,
+            "system_fingerprint": None,
+            "prompt_logprobs": None,
+            "kv_transfer_params": None,
+        }
+
+    # --------------------------------------------------------------------------------------- the rest
+
+    def model_card(self) -> dict[str, Any]:
+        return {
+            **super().model_card(), "root": self.options.model, "parent": None, "permission": [],
+        }  # fmt: skip
+
+    async def get_version(self, request: web.Request) -> web.Response:
+        return json_response({"version": self.version})
+
+    async def load(self, request: web.Request) -> web.Response:
+        """With --enable-server-load-tracking."""
+        return json_response({"server_load": len(self.host.exchanges)})
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        try:
+            body = await request.json()
+            if "messages" in body:
+                text = self.tokenizer.render(
+                    body["messages"], add_generation_prompt=body.get("add_generation_prompt", True)
+                )
+                tokens = self.tokenizer.encode(text, add_special_tokens=False)
+            else:
+                special = body.get("add_special_tokens", True)
+                tokens = self.tokenizer.encode(body["prompt"], add_special_tokens=special)
+        except (ValueError, LookupError, TypeError, TemplateError) as error:
+            return json_response(self.error(400, str(error), "BadRequestError"), status=400)
+        return json_response(
+            {
+                "count": len(tokens),
+                "max_model_len": self.options.max_total_tokens,
+                "tokens": tokens,
+                "token_strs": None,
+            }
+        )
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        try:
+            prompt = self.tokenizer.decode((await request.json())["tokens"], skip_special_tokens=False)
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
+            return json_response(self.error(400, str(error), "BadRequestError"), status=400)
+        return json_response({"prompt": prompt})
+
+    async def abort_requests(self, request: web.Request) -> web.Response:
+        """An empty list aborts everything."""
+        body = await request.json()
+        ids = set(body.get("request_ids") or ())
+        self.cancel(ids or None)
+        return web.Response()
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        engine = self.host.live.statistics()
+        label = {"model_name": self.options.model, "engine": "0"}
+        cache = {
+            **label, "block_size": str(_BLOCK), "num_gpu_blocks": str(engine.kv_capacity // _BLOCK),
+            "enable_prefix_caching": "False",
+        }  # fmt: skip
+        families: list[Family] = [
+            ("vllm:num_requests_running", "gauge", [(label, engine.running)]),
+            ("vllm:num_requests_waiting", "gauge", [(label, engine.waiting)]),
+            ("vllm:kv_cache_usage_perc", "gauge", [(label, engine.kv_used / engine.kv_capacity)]),
+            ("vllm:engine_sleep_state", "gauge", [({**label, "sleep_state": "awake"}, 1.0)]),
+            ("vllm:cache_config_info", "gauge", [(cache, 1.0)]),
+            ("vllm:num_preemptions_total", "counter", [(label, engine.preempted)]),
+            ("vllm:prompt_tokens_total", "counter", [(label, engine.prompt_tokens)]),
+            ("vllm:generation_tokens_total", "counter", [(label, engine.output_tokens)]),
+            (
+                "vllm:request_success_total",
+                "counter",
+                [
+                    ({**label, "finished_reason": "stop"}, engine.finished),
+                    ({**label, "finished_reason": "abort"}, engine.cancelled),
+                ],
+            ),
+        ]
+        return exposition(families)

@@ -1,0 +1,69 @@
+"""How a simulated server is set up, beside its kind, profile and tokenizer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Notice", "ServerOptions", "TextMode", "Vocabulary"]
+
+Notice = Literal["at_once", "poll", "next_token", "next_write", "realistic"]
+TextMode = Literal["delta", "cumulative"]
+Vocabulary = Literal["classic", "llmapi"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """What a start script would say. An option that a kind does not have is ignored by it."""
+
+    model: str = "headgate-mini"
+    """The model's name. openai, vllm and triton-openai answer to this one only, trtllm, tgi and sglang to
+    any, llamacpp to any and with this one; Triton's models have names of their own."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0: any free port, told by `url`."""
+    max_input_tokens: int = 16_384
+    """Longer prompts are refused as the real engine refuses them."""
+    max_total_tokens: int = 16_384
+    """Prompt and output together: what the engine tells as its context, where it tells one."""
+    max_concurrent_requests: int = 128
+    """TGI: requests beyond this are refused at once."""
+    max_queue_size: int | None = None
+    """openai, vllm, sglang, triton, triton-openai: waiting sequences beyond this are refused; None: no
+    bound."""
+    seed: int = 0
+    """Seed of what is said; engines of one model share it."""
+    mean_tokens: float = 120.0
+    """Mean length of an answer that `max_tokens` does not cut."""
+    spread: float = 0.6
+    """Sigma of the logarithm of that length."""
+    fragments: float = 0.0
+    """Share of places where a character is said byte by byte, 0 to 1."""
+    reasoning_tokens: int = 0
+    """vllm, sglang, llamacpp, trtllm, chats: so many tokens at the start of an answer are its reasoning."""
+    notice: Notice = "at_once"
+    """How a closed connection is noticed. `at_once`: the moment it closes. `poll`: at the next tick of a
+    one-second clock that started with the request (divided by the profile's speed). `next_token`: when
+    the engine has made another token. `next_write`: when the server writes next, so only at the end
+    where nothing is streamed. `realistic`: trtllm and sglang poll, TGI and llamacpp by token, Triton by
+    write, openai and vllm at once."""
+    vocabulary: Vocabulary = "classic"
+    """Triton: the tensors it knows: `classic` (models `ensemble`, `tensorrt_llm_bls`) or `llmapi` (model
+    `tensorrt_llm`)."""
+    decoupled: bool = True
+    """Triton: whether its models may stream."""
+    text_mode: TextMode = "delta"
+    """Triton, classic: what an event of `tensorrt_llm_bls` holds (`accumulate_tokens` false or true)."""
+    echo_input: bool = True
+    """Triton, classic: whether an answer that is not streamed repeats the prompt where the request says
+    nothing (the `exclude_input_in_output` parameter of the model being false, as it is by default)."""
+    stream_interval: int = 1
+    """trtllm: tokens per event."""
+    keep_alive_s: float | None = None
+    """TGI, vllm, llamacpp: seconds of silence before a comment line. 0: never; None: 15, never, 30."""
+    idle_metrics_s: float = 2.0
+    """trtllm: how long `GET /metrics` waits for an iteration before it answers `[]`."""
+    metrics: bool = True
+    """sglang, llamacpp, and trtllm's `/prometheus/metrics`: whether it was started with metrics."""
+    loading_s: float = 0.0
+    """sglang, llamacpp: so many seconds after its start it is not ready and says so."""
+    version: str | None = None
+    """What the version endpoint says, where there is one; None: the release that was read for the dialect."""

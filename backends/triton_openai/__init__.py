@@ -1,0 +1,1 @@
+"""Triton's OpenAI frontend: another server, on another port, than Triton's own interface."""

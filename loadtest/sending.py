@@ -1,0 +1,174 @@
+"""One request, timed: sent, read to its end, judged. Never retried: a retry would hide what is measured."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import orjson
+
+CHAT = "/v1/chat/completions"
+
+
+@dataclass(slots=True)
+class Sample:
+    """What became of one request. Times are seconds of `time.perf_counter`."""
+
+    sent: float
+    late: float = 0.0
+    """Seconds behind its place in the plan."""
+    ended: float = 0.0
+    first: float | None = None
+    """When the first piece of the answer's text was there; streams only."""
+    gaps: list[float] = field(default_factory=list)
+    """Seconds between one piece of text and the next."""
+    input_tokens: int | None = None
+    """As the server's usage tells."""
+    output_tokens: int = 0
+    counted: bool = False
+    """The server told no usage: `output_tokens` are pieces of text."""
+    error: str | None = None
+    """`429 rate_limit_exceeded`, `stream server_error`, `timeout`, ...; None: a whole answer."""
+    tenant: str | None = None
+
+
+class Client:
+    """Sends chat completions to one server, over as many connections as it takes. Use `async with`."""
+
+    def __init__(
+        self, url: str, model: str, *, key: str | None, timeout: float, stream: bool, extra: Mapping[str, Any]
+    ) -> None:
+        """`timeout`: seconds for a whole request. `extra`: fields added to each body."""
+        self._url = url + CHAT
+        self._head: dict[str, Any] = {"model": model, **extra}
+        if stream:
+            self._head |= {"stream": True, "stream_options": {"include_usage": True}}
+        self._stream = stream
+        self._timeout = timeout
+        self._headers = {"content-type": "application/json", "user-agent": "headgate-loadtest"}
+        if key:
+            self._headers["authorization"] = f"Bearer {key}"
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> "Client":
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=None),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def send(self, messages: Sequence[Mapping[str, Any]], max_tokens: int | None) -> Sample:
+        """The sample of one request; what goes wrong is in it, not raised."""
+        assert self._session is not None
+        body = {**self._head, "messages": messages}
+        if max_tokens is not None:
+            body["max_tokens"] = max_tokens
+        content = orjson.dumps(body)
+        sample = Sample(sent=time.perf_counter())
+        try:
+            async with asyncio.timeout(self._timeout):
+                async with self._session.post(
+                    self._url, data=content, headers=self._headers, allow_redirects=False
+                ) as answer:
+                    if answer.status != 200:
+                        sample.error = f"{answer.status} {_code(await answer.read())}".rstrip()
+                    elif self._stream:
+                        await _read_stream(answer.content, sample)
+                    else:
+                        _note_whole(await answer.read(), sample)
+        except TimeoutError:
+            sample.error = "timeout"
+        except aiohttp.ClientConnectorError:
+            sample.error = "cannot connect"
+        except (aiohttp.ClientError, OSError):
+            sample.error = "connection broken"
+        except ValueError:
+            sample.error = "answer is not JSON"
+        sample.ended = time.perf_counter()
+        return sample
+
+
+async def _read_stream(content: aiohttp.StreamReader, sample: Sample) -> None:
+    """Read server-sent events to the end. Those that one read brings arrived together: their gaps are 0."""
+    buffer = b""
+    last = 0.0
+    pieces = 0
+    done = False
+    while data := await content.readany():
+        now = time.perf_counter()
+        buffer += data
+        if b"\r" in buffer:
+            buffer = buffer.replace(b"\r\n", b"\n")
+        *events, buffer = buffer.split(b"\n\n")
+        for event in events:
+            at = 0 if event.startswith(b"data:") else event.find(b"\ndata:") + 1
+            if not event.startswith(b"data:", at):
+                continue  # a comment
+            payload = event[at + 5 :].strip()
+            if payload == b"[DONE]":
+                done = True
+                continue
+            chunk = orjson.loads(payload)
+            if error := chunk.get("error"):
+                sample.error = f"stream {_error_code(error)}".rstrip()
+                return
+            if usage := chunk.get("usage"):
+                _note_usage(usage, sample)
+            if any(_has_text(choice) for choice in chunk.get("choices") or ()):
+                pieces += 1
+                if sample.first is None:
+                    sample.first = now
+                else:
+                    sample.gaps.append(now - last)
+                last = now
+    if not done:
+        sample.error = "stream ended without [DONE]"
+    if sample.input_tokens is None:
+        sample.output_tokens, sample.counted = pieces, True
+
+
+def _note_whole(content: bytes, sample: Sample) -> None:
+    answer = orjson.loads(content)
+    if not answer.get("choices"):
+        sample.error = "answer without choices"
+    if usage := answer.get("usage"):
+        _note_usage(usage, sample)
+    else:
+        sample.counted = True
+
+
+def _note_usage(usage: Mapping[str, Any], sample: Sample) -> None:
+    sample.input_tokens = usage.get("prompt_tokens")
+    sample.output_tokens = usage.get("completion_tokens") or 0
+
+
+def _has_text(choice: Mapping[str, Any]) -> bool:
+    delta = choice.get("delta") or {}
+    return bool(
+        delta.get("content")
+        or delta.get("tool_calls")
+        or delta.get("reasoning")
+        or delta.get("reasoning_content")
+    )
+
+
+def _code(content: bytes) -> str:
+    """The error's code, or its type; closed sets, unlike messages."""
+    try:
+        return _error_code(orjson.loads(content).get("error"))
+    except (ValueError, AttributeError):
+        return ""
+
+
+def _error_code(error: object) -> str:
+    if not isinstance(error, Mapping):
+        return ""
+    return str(error.get("code") or error.get("type") or "")[:60]
