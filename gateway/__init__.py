@@ -20,12 +20,15 @@ The rooms, in the order in which a request meets them:
     relay.py       events -> client, with the clock running (watchdog.py)
     runtime.py     what lives as long as one configuration
     reloading.py   the next configuration: read, checked, swapped whole or not at all
+    discovery.py   what is at a URL: asked, recognised, asked again; config/drafting.py writes the file
+    inspecting.py  asking engines about themselves: health, limits, token counts, streaming
+    checklist.py   what an operator should know before production, from the file and from what was seen
     config/        routes.yaml: grammar, checks with line numbers, the immutable snapshot
     admin/         the admin API and its key
     telemetry/     metrics, traces, logs, the record of each request
     engine_errors.py  an engine's error in the client's vocabulary
     errors.py      everything that can be refused or fail, drawn as a tree
-    cli/           headgate serve | check | explain | engine | demo | keys
+    cli/           headgate serve | check | explain | doctor | tokenizers | engine | demo | keys
 
 The gateway knows engines by `backends.contract` alone; only app.py (and the command line, for simulated
 engines) imports more of `backends`. `pyproject.toml` holds the layers, and `make test` enforces them.

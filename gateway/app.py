@@ -27,9 +27,11 @@ from gateway.api.errors import ErrorRing
 from gateway.api.generation import GenerationEndpoint
 from gateway.api.models import ModelsEndpoint
 from gateway.api.probes import Liveness, MetricsEndpoint, Readiness, is_loopback
+from gateway.api.tokenize import TokenizeEndpoint
 from gateway.config.loading import load_with_warnings
 from gateway.config.problems import Problem
 from gateway.config.snapshot import Pool, Snapshot
+from gateway.discovery import Discovery
 from gateway.fallbacks import Attempts, RetryBudget
 from gateway.fleet.fleet import Fleet, endpoint_of
 from gateway.fleet.probing import Prober
@@ -56,10 +58,22 @@ log = logging.getLogger("headgate.app")
 
 
 def load_snapshot(
-    path: str | Path, *, environ: Mapping[str, str] = os.environ, force_open: bool = False
+    path: str | Path,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    force_open: bool = False,
+    content: bytes | None = None,
 ) -> tuple[Snapshot, tuple[Problem, ...]]:
-    """routes.yaml -> Snapshot, with the engines there are, and what is odd in it. Raises ConfigInvalid."""
-    return load_with_warnings(path, REGISTRY, environ=environ, force_open=force_open)
+    """routes.yaml -> Snapshot, with the engines there are, and what is odd in it. Raises ConfigInvalid.
+
+    `content` is read in place of the file.
+    """
+    return load_with_warnings(path, REGISTRY, environ=environ, force_open=force_open, content=content)
+
+
+def discovery_of(urls: Iterable[str]) -> Discovery:
+    """Looks for engines at `urls`, recognising all that there are."""
+    return Discovery(urls, REGISTRY)
 
 
 class Gateway:
@@ -299,11 +313,13 @@ class Gateway:
             for dialect in ("chat", "completions")
         )
         models = ModelsEndpoint(self._current, authenticator, lambda: self._started)
+        tokenize = TokenizeEndpoint(self._current, authenticator, self.clock)
         return [
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/models", models, methods=["GET"]),
             Route("/v1/models/{model:path}", models, methods=["GET"]),
+            Route("/tokenize", tokenize, methods=["POST"]),
             *self._probe_routes(authenticator, admin=False),
         ]
 

@@ -7,10 +7,12 @@ import typer
 
 from gateway.cli.check import check
 from gateway.cli.demo import demo
+from gateway.cli.doctor import doctor
 from gateway.cli.engine import engine
 from gateway.cli.explain import explain
 from gateway.cli.keys import app as keys
 from gateway.cli.serve import serve
+from gateway.cli.tokenizers import app as tokenizers
 
 app = typer.Typer(
     name="headgate",
@@ -23,5 +25,7 @@ app.command()(serve)
 app.command()(check)
 app.command()(explain)
 app.command()(engine)
+app.command()(doctor)
 app.command()(demo)
 app.add_typer(keys, name="keys")
+app.add_typer(tokenizers, name="tokenizers")

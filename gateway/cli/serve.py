@@ -1,7 +1,9 @@
 """`headgate serve`: run the gateway."""
 
 import gc
+import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +16,15 @@ from gateway.admin.admin_key import AdminKeyRefused
 from gateway.api.probes import is_loopback
 from gateway.app import Gateway, load_snapshot
 from gateway.cli.check import report, warn
-from gateway.cli.exits import COULD_NOT_START
+from gateway.cli.exits import COULD_NOT_START, PROBLEM
+from gateway.cli.upstreams import SOURCE, NothingThere, Upstreams
 from gateway.config.problems import ConfigInvalid, Problem
-from gateway.config.snapshot import Snapshot
+from gateway.config.snapshot import Server, Snapshot
 from gateway.reloading import Source
 from gateway.serving import Addresses, CannotListen, bind, run_until_signal
 from gateway.settings import Settings
 from gateway.state.store import StateUnusable
+from gateway.tasks import TaskSet
 from gateway.telemetry import logs
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The routes file.", show_default=True)]
@@ -30,7 +34,25 @@ InsecureOption = Annotated[
 
 
 def serve(
-    config: ConfigOption = Path("routes.yaml"),
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The routes file.", show_default="routes.yaml")
+    ] = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--upstream", "-u", metavar="URL", help="No file: serve what is recognised here; may be repeated."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL=DIRECTORY", help="With --upstream: what counts a model's tokens."),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="With --upstream: seconds to wait for the first that answers.")
+    ] = 60.0,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="With --upstream: print the same as routes.yaml, and end.")
+    ] = False,
     host: Annotated[str | None, typer.Option(help="Address of the data listener.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the data listener.")] = None,
     admin_host: Annotated[str | None, typer.Option(help="Address of the admin listener.")] = None,
@@ -38,24 +60,45 @@ def serve(
     insecure: InsecureOption = False,
 ) -> None:
     """Run the gateway until SIGTERM or SIGINT, then drain."""
+    if upstream and config is not None:
+        raise typer.BadParameter(
+            "--upstream is for going without a file; give one of --config and --upstream"
+        )
+    if not upstream and (tokenizer or print_config):
+        raise typer.BadParameter("--tokenizer and --print-config go with --upstream")
+    upstreams = None
     try:
         settings = Settings.from_environment()
         logs.configure(settings.log_level, settings.log_format)
-        loaded, warnings = load_snapshot(config, force_open=insecure)
+        path = config if config is not None else Path("routes.yaml")
+        load = partial(load_snapshot, path, force_open=insecure)
+        if upstream:
+            upstreams = Upstreams(
+                upstream,
+                listen=_written(host, port, Server().listen),
+                admin=_written(admin_host, admin_port, Server().admin),
+                tokenizers=_directories(tokenizer or ()),
+            )
+            uvloop.run(upstreams.wait(wait))
+            path, load = SOURCE, partial(upstreams.load, force_open=insecure)
+        loaded, warnings = load()
         warn(warnings)
+        if upstreams is not None and print_config:
+            print(upstreams.text(), end="")
+            print(f"headgate: the key of this file, shown only now: {upstreams.key}", file=sys.stderr)
+            return
         snapshot = with_listeners(loaded, host, port, admin_host, admin_port)
         refuse_open_door(snapshot, insecure=insecure)
         source = Source(
-            config,
-            load=partial(load_snapshot, config, force_open=insecure),
-            declared=loaded.server,
-            admit=partial(refuse_open_door, insecure=insecure),
+            path, load=load, declared=loaded.server, admit=partial(refuse_open_door, insecure=insecure)
         )
-        uvloop.run(_serve(snapshot, settings, source, warnings))
+        uvloop.run(_serve(snapshot, settings, source, warnings, upstreams))
     except ConfigInvalid as invalid:
         report(invalid)
         raise typer.Exit(COULD_NOT_START) from None
-    except (AdminKeyRefused, CannotListen, StateUnusable, OSError, ValueError) as error:
+    except KeyboardInterrupt:  # while waiting for upstreams; once it serves, signals drain
+        raise typer.Exit(PROBLEM) from None
+    except (AdminKeyRefused, CannotListen, NothingThere, StateUnusable, OSError, ValueError) as error:
         print(f"headgate: {error}", file=sys.stderr)
         raise typer.Exit(COULD_NOT_START) from None
 
@@ -80,8 +123,29 @@ def refuse_open_door(snapshot: Snapshot, *, insecure: bool) -> None:
         raise ValueError(f"`authentication: off` is for loopback, not for {host} (--insecure allows it)")
 
 
+def _written(host: str | None, port: int | None, default: tuple[str, int]) -> str:
+    """An address as routes.yaml writes it."""
+    host = default[0] if host is None else host
+    return f"{f'[{host}]' if ':' in host else host}:{default[1] if port is None else port}"
+
+
+def _directories(options: Iterable[str]) -> dict[str, str]:
+    """`MODEL=DIRECTORY` -> whole paths by model."""
+    directories = {}
+    for option in options:
+        model, equals, directory = option.partition("=")
+        if not (model and equals and directory):
+            raise typer.BadParameter(f"{option!r} is not MODEL=DIRECTORY", param_hint="--tokenizer")
+        directories[model] = os.path.abspath(directory)
+    return directories
+
+
 async def _serve(
-    snapshot: Snapshot, settings: Settings, source: Source, warnings: tuple[Problem, ...]
+    snapshot: Snapshot,
+    settings: Settings,
+    source: Source,
+    warnings: tuple[Problem, ...],
+    upstreams: Upstreams | None = None,
 ) -> None:
     data = bind(snapshot.server.listen, "--host, --port or server.listen")
     try:
@@ -91,7 +155,18 @@ async def _serve(
         raise
     gateway = await Gateway.create(snapshot, settings, source=source, warnings=warnings)
     freeze_the_furniture()
-    await run_until_signal(gateway, data, admin, lambda addresses: _announce(gateway, addresses))
+    tasks = TaskSet()
+
+    def started(addresses: Addresses) -> None:
+        _announce(gateway, addresses)
+        if upstreams is not None:
+            upstreams.announce(snapshot, addresses)
+            tasks.start(upstreams.follow(gateway), "upstreams")
+
+    try:
+        await run_until_signal(gateway, data, admin, started)
+    finally:
+        await tasks.aclose()
 
 
 def freeze_the_furniture() -> None:

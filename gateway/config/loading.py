@@ -45,10 +45,14 @@ def load_with_warnings(
     *,
     environ: Mapping[str, str] = os.environ,
     force_open: bool = False,
+    content: bytes | None = None,
 ) -> tuple[Snapshot, tuple[Problem, ...]]:
-    """As `load`, with what is allowed but probably not meant. ConfigInvalid carries the warnings too."""
+    """As `load`, with what is allowed but probably not meant. ConfigInvalid carries the warnings too.
+
+    `content` is read in place of the file, as if it were there.
+    """
     file = Path(path)
-    content = _content(file)
+    content = _content(file) if content is None else content
     try:
         document = parse(content)
     except Unreadable as error:

@@ -40,7 +40,7 @@ class Prober:
     async def _watch(self, ledger: ReplicaLedger, endpoint: Endpoint, changed: Callable[[], None]) -> None:
         while True:
             try:
-                verify = await asyncio.to_thread(_ssl_context, endpoint)
+                verify = await asyncio.to_thread(ssl_context, endpoint)
                 async with httpx.AsyncClient(verify=verify, timeout=TIMEOUT, trust_env=False) as client:
                     while True:
                         await self.probe(client, ledger, endpoint, changed)
@@ -93,7 +93,7 @@ class Prober:
                 log.warning("replica is not ready", extra=fields)
 
 
-def _ssl_context(endpoint: Endpoint) -> ssl.SSLContext | bool:
+def ssl_context(endpoint: Endpoint) -> ssl.SSLContext | bool:
     """Loading CA files takes milliseconds: call it off the loop."""
     if not endpoint.base_url.startswith("https:"):
         return False

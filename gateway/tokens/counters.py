@@ -6,8 +6,8 @@
       TiktokenCounter       a local vocabulary file in tiktoken's format, under a known encoding's rules
       EstimateCounter       bytes divided by a ratio; says that it is an estimate
 
-A counter answers with a length, never with ids: making a Python list of a million ids would hold the GIL
-for tens of milliseconds. For the same reason `tokenizers` is driven through `encode_batch_fast`, which
+Counting answers with a length, not with ids: making a Python list of a million ids would hold the GIL for
+tens of milliseconds. For the same reason `tokenizers` is driven through `encode_batch_fast`, which
 frees the GIL where plain `encode` holds it (64 KB: 20 ms), even for a single text.
 
 Control tokens written out in a text count as one token each, because that is what engines make of them.
@@ -51,13 +51,18 @@ class TokenCounter(Protocol):
     source: str
     """What `PromptCount.source` says, e.g. `tokenizer llama3`."""
     exact: bool
+    vocabulary: int | None
+    """Tokens that there are, added ones too; None for an estimate."""
     added_tokens: Sequence[AddedToken]
 
     def count(self, text: str, *, add_special_tokens: bool) -> int:
         """Tokens of `text`; `add_special_tokens` as engines add them around a plain prompt (BOS)."""
 
-    def ids(self, text: str) -> Sequence[int]:
-        """Token ids of a short text, nothing added. For checks at load, not for counting."""
+    def ids(self, text: str, *, add_special_tokens: bool = False) -> Sequence[int]:
+        """Token ids of a short text. For those who ask for them, not for counting."""
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        """Each token as its vocabulary writes it, e.g. `Ġwater`."""
 
     def normalize(self, text: str) -> str:
         """`text` as the tokenizer sees it when it looks for `normalized` added tokens."""
@@ -86,6 +91,7 @@ class HuggingFaceCounter:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.source = f"tokenizer {name}"
+        self.vocabulary: int | None = tokenizer.get_vocab_size()
         self.added_tokens: Sequence[AddedToken] = tuple(
             AddedToken(token.content, token_id, token.special, token.normalized)
             for token_id, token in tokenizer.get_added_tokens_decoder().items()
@@ -101,15 +107,21 @@ class HuggingFaceCounter:
         return cls(tokenizer, path.name)
 
     def count(self, text: str, *, add_special_tokens: bool) -> int:
+        return len(self._encode(text, add_special_tokens))
+
+    def ids(self, text: str, *, add_special_tokens: bool = False) -> Sequence[int]:
+        ids: list[int] = self._encode(text, add_special_tokens).ids
+        return ids
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        return [self._tokenizer.id_to_token(each) or "" for each in ids]
+
+    def _encode(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
         try:
             encodings = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except TypeError:  # the library's word for a text that is not UTF-8
-            return self.count(_replaced_surrogates(text), add_special_tokens=add_special_tokens)
-        return len(encodings[0])
-
-    def ids(self, text: str) -> Sequence[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+            return self._encode(_replaced_surrogates(text), add_special_tokens)
+        return encodings[0]
 
     def normalize(self, text: str) -> str:
         normalizer = self._tokenizer.normalizer
@@ -124,6 +136,7 @@ class TransformersCounter:
     def __init__(self, tokenizer: Any, name: str) -> None:
         self._tokenizer = tokenizer
         self.source = f"tokenizer {name}"
+        self.vocabulary: int | None = len(tokenizer)
         self.added_tokens: Sequence[AddedToken] = tuple(
             AddedToken(token.content, token_id, token.special, token.normalized)
             for token_id, token in tokenizer.added_tokens_decoder.items()
@@ -152,8 +165,12 @@ class TransformersCounter:
     def count(self, text: str, *, add_special_tokens: bool) -> int:
         return len(self._encode(text, add_special_tokens))
 
-    def ids(self, text: str) -> Sequence[int]:
-        return self._encode(text, add_special_tokens=False)
+    def ids(self, text: str, *, add_special_tokens: bool = False) -> Sequence[int]:
+        return self._encode(text, add_special_tokens)
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        strings: list[str] = self._tokenizer.convert_ids_to_tokens(list(ids))
+        return strings
 
     def normalize(self, text: str) -> str:
         return text
@@ -218,6 +235,7 @@ class TiktokenCounter:
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
         self._encoding = encoding
+        self.vocabulary: int | None = encoding.n_vocab
         self._special = encoding.special_tokens_set
         self.source = f"tiktoken {encoding.name}"
         self.added_tokens: Sequence[AddedToken] = tuple(
@@ -252,8 +270,11 @@ class TiktokenCounter:
         # Encodings of this family put nothing around a prompt, so `add_special_tokens` changes nothing.
         return len(self.ids(text))
 
-    def ids(self, text: str) -> Sequence[int]:
+    def ids(self, text: str, *, add_special_tokens: bool = False) -> Sequence[int]:
         return self._encoding.encode(text, allowed_special=self._special, disallowed_special=())
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        return [self._encoding.decode_single_token_bytes(each).decode("utf-8", "replace") for each in ids]
 
     def normalize(self, text: str) -> str:
         return text
@@ -266,6 +287,7 @@ class EstimateCounter:
     """Bytes of UTF-8 divided by `bytes_per_token`, rounded up. Cheap enough for the event loop."""
 
     exact = False
+    vocabulary: int | None = None
     added_tokens: Sequence[AddedToken] = ()
 
     def __init__(self, bytes_per_token: float) -> None:
@@ -275,7 +297,10 @@ class EstimateCounter:
     def count(self, text: str, *, add_special_tokens: bool) -> int:
         return math.ceil(utf8_length(text) / self._bytes_per_token) + add_special_tokens
 
-    def ids(self, text: str) -> Sequence[int]:
+    def ids(self, text: str, *, add_special_tokens: bool = False) -> Sequence[int]:
+        raise NotImplementedError("an estimate knows no ids")
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
         raise NotImplementedError("an estimate knows no ids")
 
     def normalize(self, text: str) -> str:

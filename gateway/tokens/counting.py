@@ -21,7 +21,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +45,7 @@ from gateway.tokens.counters import (
 )
 from gateway.tokens.templates import ChatTemplate, ControlTokens, TemplateSource
 
-__all__ = ["Counting", "CountingLimits", "CountingStatistics", "Prepared", "Tokenizer"]
+__all__ = ["Counting", "CountingLimits", "CountingStatistics", "Prepared", "Tokenized", "Tokenizer"]
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,15 @@ class Prepared:
     count: PromptCount
     """Of what this engine will see, the BOS that it adds included."""
     rendered: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A prompt counted and, where the model has a tokenizer and the text is not long, its tokens."""
+
+    count: PromptCount
+    ids: Sequence[int] | None = None
+    strings: Sequence[str] | None = None
 
 
 # -------------------------------------------------------------------------------------- tokenizers
@@ -144,6 +153,21 @@ class Tokenizer:
         if _has_media(request):
             return _sum([tokens], exact=False, source=f"{self.counter.source}, text parts only")
         return _sum([tokens], exact=self.counter.exact, source=self.counter.source)
+
+    def tokenize(
+        self, request: GenerateRequest, *, add_special_tokens: bool, ids: bool, strings: bool
+    ) -> Tokenized:
+        """One prompt, or a chat in the model's template, with its `ids` and `strings` where asked for."""
+        if request.messages is None:
+            (text,) = _prompt_texts(request)
+        else:
+            text = self._render(request, neutralise=False)
+        if not ids:
+            tokens = self.counter.count(text, add_special_tokens=add_special_tokens)
+            return Tokenized(_sum([tokens], exact=self.counter.exact, source=self.counter.source))
+        found = self.counter.ids(text, add_special_tokens=add_special_tokens)
+        count = _sum([len(found)], exact=self.counter.exact, source=self.counter.source)
+        return Tokenized(count, found, self.counter.strings(found) if strings else None)
 
     def render(self, request: GenerateRequest, *, adds_bos: bool) -> tuple[str, bool]:
         """The chat as text for an engine, neutralised, and whether it has the tokens that `count` counts:
@@ -322,6 +346,30 @@ class Counting:
         except _NotCounted as turn:
             return self._estimate(model, request, turn.reason)
 
+    async def tokenize(
+        self, model: Model, request: GenerateRequest, *, add_special_tokens: bool, strings: bool = False
+    ) -> Tokenized:
+        """Tokens of one prompt, or of a chat, bounded as `count` is. Without ids where the count is an
+        estimate, or the text is longer than `CountingLimits.long`.
+
+        Raises BadRequest where the chat template refuses the messages.
+        """
+        tokenizer = self._tokenizers[model.tokenizer]
+        if model.tokenizer.kind == "estimate" or (request.messages is not None and not tokenizer.template):
+            return Tokenized(await self.count(model, request))
+        size = _size(request)
+        work = partial(
+            tokenizer.tokenize,
+            request,
+            add_special_tokens=add_special_tokens,
+            ids=size <= self._limits.long,
+            strings=strings,
+        )
+        try:
+            return await self._run(size, work)
+        except _NotCounted as turn:
+            return Tokenized(self._estimate(model, request, turn.reason))
+
     async def prepare(
         self, model: Model, request: GenerateRequest, *, adds_bos: bool, counted: PromptCount | None = None
     ) -> Prepared:
@@ -375,11 +423,14 @@ class Counting:
 
     async def _count(self, size: int, work: Callable[[], PromptCount]) -> PromptCount:
         """`work` on `size` characters, in a thread. Raises _NotCounted."""
-        if size > self._limits.characters:
-            raise _NotCounted("too long")
-        count = await self._lane(size).run(work)
+        count = await self._run(size, work)
         self._counted += count.exact
         return count
+
+    async def _run(self, size: int, work: Callable[[], T]) -> T:
+        if size > self._limits.characters:
+            raise _NotCounted("too long")
+        return await self._lane(size).run(work)
 
     def _estimate(self, model: Model, request: GenerateRequest, reason: Reason) -> PromptCount:
         self._estimated[reason] += 1

@@ -23,6 +23,7 @@ MATRIX: dict[tuple[str, str, str], dict[str | None, int]] = {
     ("data", "GET", "/v1/models/{model:path}"): {ANYONE: 401, TENANT: 200, ADMIN: 403, WRONG: 401},
     ("data", "POST", "/v1/chat/completions"): {ANYONE: 401, TENANT: 200, ADMIN: 403, WRONG: 401},
     ("data", "POST", "/v1/completions"): {ANYONE: 401, TENANT: 200, ADMIN: 403, WRONG: 401},
+    ("data", "POST", "/tokenize"): {ANYONE: 401, TENANT: 200, ADMIN: 403, WRONG: 401},
     ("admin", "GET", "/livez"): {ANYONE: 200, TENANT: 200, ADMIN: 200, WRONG: 200},
     ("admin", "GET", "/readyz"): {ANYONE: 200, TENANT: 200, ADMIN: 200, WRONG: 200},
     ("admin", "GET", "/health"): {ANYONE: 200, TENANT: 200, ADMIN: 200, WRONG: 200},
@@ -47,6 +48,7 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_toke
 BODIES: dict[str, Any] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": {"model": "m", "prompt": "Hi", "max_tokens": 2},
+    "/tokenize": {"model": "m", "prompt": "Hi"},
     "/admin/routes/explain": {"tenant": "tenant", "request": CHAT},
     "/admin/keys": {"tenant": "tenant"},
 }

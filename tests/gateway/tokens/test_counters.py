@@ -70,6 +70,9 @@ def test_a_tokenizer_of_pure_python(bpe):
         def __init__(self):
             self.added_tokens_decoder = {3: tokenizers.AddedToken("<s>", special=True)}
 
+        def __len__(self):
+            return 0x110000
+
         def __call__(self, text, *, add_special_tokens):
             return {"input_ids": [0] * add_special_tokens + [ord(character) for character in text]}
 
@@ -192,3 +195,15 @@ def test_an_estimate_is_bytes_by_a_ratio(text, ratio):
     assert (tokens - 1) * ratio < len(text.encode()) <= tokens * ratio or (tokens, text) == (0, "")
     assert not counter.exact
     assert str(ratio) in counter.source
+
+
+def test_ids_and_their_strings(bpe):
+    """As many ids as are counted, special tokens added where asked for, each with its own writing."""
+    counter = HuggingFaceCounter(bpe, "bpe")
+    text = CORPUS[0]
+    for added in (False, True):
+        ids = counter.ids(text, add_special_tokens=added)
+        assert list(ids) == bpe.encode(text, add_special_tokens=added).ids
+        assert len(ids) == counter.count(text, add_special_tokens=added)
+        assert counter.strings(ids) == bpe.encode(text, add_special_tokens=added).tokens
+    assert counter.vocabulary == bpe.get_vocab_size()
