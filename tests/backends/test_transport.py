@@ -36,6 +36,7 @@ from backends.contract import (
 from backends.transport import _MEANING, AiohttpTransport, LastGoodResolver, TransportStatistics, translate
 from tests.backends.loops import on_both_loops
 from tests.backends.scripted_server import Peer, Script, ScriptedServer, scripted_server
+from tests.conftest import not_run
 
 TRANSPORTS = [pytest.param(AiohttpTransport, id="aiohttp")]
 
@@ -1048,7 +1049,7 @@ async def test_unused_transport_closes() -> None:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a CA, a certificate for 127.0.0.1 under it, and an unrelated CA."""
     if shutil.which("openssl") is None:
-        pytest.skip("NOT RUN: no openssl command to make certificates with")
+        not_run("no openssl command to make certificates with")
     folder = tmp_path_factory.mktemp("certificates")
 
     def openssl(*arguments: str) -> None:
