@@ -3,6 +3,7 @@
 The rooms, in the order in which a request meets them:
 
     serving.py     two listeners on uvicorn, start and drain
+    edge.py        uvicorn's HTTP protocol with the bounds that it lacks
     app.py         composition root: builds every part once and wires them; the routes
     middleware/    request id, record and log line of every request
     api/           the public OpenAI dialect: receive, read, render, reply; errors; models; probes
