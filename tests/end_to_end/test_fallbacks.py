@@ -179,6 +179,31 @@ async def test_a_hanging_engine_is_504(stream: bool, tmp_path: Path) -> None:
                 await asyncio.sleep(0.005)
 
 
+async def test_an_unstreamed_answer_is_not_waited_for_for_an_hour(tmp_path: Path) -> None:
+    """`first_token_s` and 0.1 s for each token allowed: then 504, and the replica is avoided."""
+    pools = {"pool": {"timeouts": {"first_token_s": 0.2}}}
+    async with world(tmp_path, {"pool": {"kind": "trtllm"}}, pools=pools) as here, here.sdk() as sdk:
+        here.engine().arm("hang")
+        async with asyncio.timeout(5):
+            with pytest.raises(openai.InternalServerError) as error:
+                await sdk.chat.completions.create(**ask(max_tokens=2))
+        assert error.value.status_code == 504
+        (row,) = [ledger.statistics() for _, ledger in here.gateway.runtime.ledgers()]
+        assert row.cooling_for > 0
+        assert (row.last_error or "").startswith("timeout: ")
+
+
+async def test_best_of_is_part_of_the_estimate(tmp_path: Path) -> None:
+    """The engine computes them all, so the tenant reserves them all."""
+    async with world(tmp_path, {"pool": {"kind": "trtllm"}}) as here, here.admin() as admin:
+        totals = []
+        for best_of in (1, 8):
+            request = {"model": "m", "prompt": "Hi", "max_tokens": 10, "best_of": best_of}
+            answer = await admin.post("/admin/routes/explain", json={"tenant": "tenant", "request": request})
+            totals.append(answer.json()["estimate"]["total"])
+        assert totals[1] - totals[0] == 7 * 10
+
+
 async def test_silence_in_the_middle_ends_the_stream(tmp_path: Path) -> None:
     """F8: the idle timeout makes an error event and frees the slot."""
     pools = {"pool": {"timeouts": {"idle_s": 0.2}}}
