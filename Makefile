@@ -4,6 +4,8 @@
 #   make test               lint, types, layers, tests, coverage
 #   make test PYTHON=python3.13
 #   make bench              what a request and an event cost, beside bare proxies in the same run
+#   make bench-counting     what counting costs, and how long it holds the event loop
+#   make bench-admission    what limits cost, in memory, in Redis and in slices; and how exactly they hold
 #   make lock               pin all dependencies anew
 #   make tokenizer          train the demo's tokenizer anew
 SHELL := /bin/bash
@@ -22,7 +24,7 @@ BIN := $(VENV)/bin
 # Tests share the machine's cores, but they start servers: more than four at once brings nothing.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
-.PHONY: help demo test lint tests bench install lock tokenizer schema clean
+.PHONY: help demo test lint tests redis bench bench-counting bench-admission install lock tokenizer schema clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,11 +51,21 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-tests: install
+# Some tests need a real redis-server. Where it is not there and cannot be had, pytest's last line says so.
+redis:
+	@./deploy/ensure_redis.sh
+
+tests: install redis
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup --cov --cov-report=term:skip-covered $(ARGS)
 
 bench: install
 	$(BIN)/python -m tests.benchmarks.gateway_cost $(ARGS)
+
+bench-counting: install
+	$(BIN)/python -m tests.benchmarks.counting --json loadtest/results/counting.json $(ARGS)
+
+bench-admission: install
+	$(BIN)/python -m tests.benchmarks.admission $(ARGS)
 
 # Universal: one lock for every platform and Python version that is supported.
 lock:

@@ -141,6 +141,9 @@ class Metadata:
     ready: Mapping[str, bool] | None = None
     """By model, where it tells models apart."""
     limits: EngineLimits = EngineLimits()
+    """Of several models, the smallest."""
+    per_model: Mapping[str, EngineLimits] | None = None
+    """By model, where it tells models apart."""
     server: str | None = None
     version: str | None = None
     extensions: tuple[str, ...] | None = None

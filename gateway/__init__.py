@@ -13,15 +13,16 @@ The rooms, in the order in which a request meets them:
     call.py        Call, PromptCount, Bound, Estimate: what the rooms hand to each other
     tokens/        counting, chat templates, max_tokens policy, the estimate
     routing/       rules -> chain of pools; explain
-    limits/        tenants' quotas: reserve, settle, refund
+    limits/        rates, budgets and what is held at a time: reserve, settle as it streams, refund
     fallbacks.py   attempts: queue, send, next replica, next pool; up to the first event
     answer.py      an answer under way: the lease on its slot and its upstream connection
     queueing/      who gets the next free replica of a pool
-    fleet/         replicas: ledger of what is in flight, cool-down, probes
+    fleet/         replicas: ledger of what is in flight, cool-down, probes, the limits that engines tell
     relay.py       events -> client, with the clock running (watchdog.py)
     runtime.py     what lives as long as one configuration
     reloading.py   the next configuration: read, checked, swapped whole or not at all
     discovery.py   what is at a URL: asked, recognised, asked again; config/drafting.py writes the file
+    asking.py      one question over HTTP, bounded in size and time
     inspecting.py  asking engines about themselves: health, limits, token counts, streaming
     checklist.py   what an operator should know before production, from the file and from what was seen
     config/        routes.yaml: grammar, checks with line numbers, the immutable snapshot
@@ -29,7 +30,7 @@ The rooms, in the order in which a request meets them:
     telemetry/     metrics, traces, logs, the record of each request
     engine_errors.py  an engine's error in the client's vocabulary
     errors.py      everything that can be refused or fail, drawn as a tree
-    cli/           headgate serve | check | explain | doctor | tokenizers | engine | demo | keys
+    cli/           headgate serve | check | explain | doctor | tokenizers | engine | demo | keys | limits
 
 The gateway knows engines by `backends.contract` alone; only app.py (and the command line, for simulated
 engines) imports more of `backends`. `pyproject.toml` holds the layers, and `make test` enforces them.

@@ -11,6 +11,8 @@ from gateway.telemetry.tracing import NO_SPAN, Span
 
 BYTES_PER_TOKEN = 4
 """For the text of answers whose engine tells no count."""
+MOST_CHARACTERS, FIRST_CHARACTERS = 8, 64
+"""Characters per token that no answer has, beyond its first few: events with more hold several tokens."""
 OVERRUN = 4
 SLACK = 1024
 """An engine is not believed, nor heard, beyond OVERRUN times what was counted or asked, plus SLACK."""
@@ -53,7 +55,14 @@ class Answer:
         """Output tokens as the gateway saw them pass."""
         self.guessed = False
         """Part of that count is a guess by the length of the text: the engine told nothing."""
+        self._characters = 0
         self.ended = False
+        self.cut_by: str | None = None
+        """The limit that ended it before the engine did."""
+        self.ends: list[Delta] = []
+        """What we said then, in the engine's place."""
+        self._finished: set[int] = set()
+        """Choices that have said why they end."""
 
     def __enter__(self) -> "Answer":
         return self
@@ -68,21 +77,39 @@ class Answer:
         tokens = 0
         for event in events:
             if isinstance(event, Delta):
+                self._characters += len(event.text)
                 if event.text and not 0 < event.tokens <= self._believable():
                     tokens += max(1, len(event.text.encode(errors="replace")) // BYTES_PER_TOKEN)
                     self.guessed = True
                 else:
                     tokens += event.tokens
+                if event.finish_reason is not None:
+                    self._finished.add(event.index)
                 if event.index >= self.choices:
                     raise EngineFailed("The engine sent more choices than it was asked for.")
             elif isinstance(event, Usage):
                 self._note_usage(event)
             elif isinstance(event, Done):
                 self.ended = True
+        if (least := (self._characters - FIRST_CHARACTERS) // MOST_CHARACTERS) > self.counted_tokens + tokens:
+            # An OpenAI-dialect event counts as one token, and may hold many where an engine speculates or
+            # gathers: a client must not pay for events.
+            tokens = least - self.counted_tokens
+            self.guessed = True
         self.counted_tokens += tokens
         self.slot.progress(tokens)
         if self.counted_tokens > self._believable():
             raise EngineFailed("The engine sent far more than it was asked for.")
+
+    def cut(self, limit: str) -> list[Event]:
+        """End the answer here, because of `limit`: what is to follow the events so far. Nothing where the
+        engine has ended it."""
+        if self.ended:
+            return []
+        self.ended, self.cut_by = True, limit
+        left = (index for index in range(self.choices) if index not in self._finished)
+        self.ends = [Delta(index=index, finish_reason="length") for index in left]
+        return [*self.ends, Done()]
 
     def _believable(self) -> int:
         """Output tokens beyond which this is no answer to what was asked."""
@@ -91,12 +118,19 @@ class Answer:
     def _note_usage(self, usage: Usage) -> None:
         """Take the engine's latest figures, as far as they can be true: they are what a tenant pays."""
         prompt, completion = usage.prompt_tokens, usage.completion_tokens
-        if prompt is not None and prompt <= OVERRUN * self._prompt.tokens + SLACK:
+        most = OVERRUN * self._prompt_at_most() + SLACK
+        if prompt is not None and prompt <= most:
             self.prompt_tokens = prompt
         if completion is not None and completion <= self._believable():
             self.reported_tokens = completion
-        if usage.cached_tokens is not None:
-            self.cached_tokens = usage.cached_tokens
+        cached = usage.cached_tokens  # a part of the prompt
+        if cached is not None and cached <= (most if self.prompt_tokens is None else self.prompt_tokens):
+            self.cached_tokens = cached
+
+    def _prompt_at_most(self) -> int:
+        """Tokens that the prompt was counted to have; of an estimate, one for each byte."""
+        weighed = self._prompt.weighed
+        return self._prompt.tokens if weighed is None else max(self._prompt.tokens, weighed.size)
 
     @property
     def completion_tokens(self) -> int:

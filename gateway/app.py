@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +16,12 @@ from pathlib import Path
 from starlette.routing import Route, Router
 
 from backends.client import EngineClient
-from backends.contract import Endpoint, Engine, EngineAdapter
+from backends.contract import Answer, Endpoint, Engine, EngineAdapter, HttpRequest
 from backends.registry import REGISTRY
 from backends.transport import AiohttpTransport
 from gateway.admin.admin_key import AdminKey, find_admin_key
 from gateway.admin.endpoints import AdminEndpoint, AdminHandlers
+from gateway.admin.limits import LimitHandlers
 from gateway.admin.operating import ConfigHandlers, KeyHandlers, ReplicaHandlers
 from gateway.api.asgi import App
 from gateway.api.errors import ErrorRing
@@ -30,12 +31,14 @@ from gateway.api.probes import Liveness, MetricsEndpoint, Readiness, is_loopback
 from gateway.api.tokenize import TokenizeEndpoint
 from gateway.config.loading import load_with_warnings
 from gateway.config.problems import Problem
-from gateway.config.snapshot import Pool, Snapshot
+from gateway.config.snapshot import Pool, Replica, Snapshot
 from gateway.discovery import Discovery
 from gateway.fallbacks import Attempts, RetryBudget
+from gateway.fleet.engine_limits import Shortfall, narrowed, shortfalls
 from gateway.fleet.fleet import Fleet, endpoint_of
-from gateway.fleet.probing import Prober
-from gateway.limits.quotas import Limiter
+from gateway.fleet.probing import Prober, Target
+from gateway.limits.limiter import Limiter
+from gateway.limits.stores import kept
 from gateway.middleware.request_log import RequestLog
 from gateway.pipeline import Pipeline
 from gateway.queueing.pool_queue import PoolQueue
@@ -52,6 +55,7 @@ from gateway.telemetry.tracing import NoTracing, Tracing, tracing_of
 from gateway.tenants.authentication import Authenticator
 from gateway.tenants.keys import keys_in_force
 from gateway.tokens.counting import Counting
+from gateway.tokens.engine_counts import Askable, EngineCounts, answer_over
 from gateway.tokens.estimating import OutputLengths
 
 log = logging.getLogger("headgate.app")
@@ -112,8 +116,17 @@ class Gateway:
         self._budget = RetryBudget(clock)
         self._file = snapshot  # as the file says; the runtime's has the overlay on it
         self._older: list[Runtime] = []  # replaced, but still used by requests in flight
+        self._shortfalls: frozenset[Shortfall] = frozenset()
         self._probing = TaskSet()
         self._endings = TaskSet()
+        self._limiting = TaskSet()
+        self.kept = kept(
+            snapshot.server.limits,
+            clock,
+            seconds=self.metrics.limit_store_seconds.observe,
+            note=lambda policy: self.metrics.limit_store_down.labels(policy).inc(),
+        )
+        """Where limits are kept, for as long as the process lives."""
         self.state = LiveState(StateStore.in_memory() if store is None else store, self._apply)
         self.runtime = self._build(snapshot, counting)
         self.reloader = Reloader(source, self._current, self._adopt, warnings)
@@ -167,6 +180,8 @@ class Gateway:
         except BaseException:
             await asyncio.to_thread(self.state.store.close)
             raise
+        for work in self.kept.work:
+            self._limiting.start(work(), "limits")
         self.tasks.start(self.state.watch(), "state")
         self.tasks.start(self.reloader.watch(), "configuration file")
         self._start_probing()
@@ -179,6 +194,8 @@ class Gateway:
         await self._endings.aclose()
         for runtime in (self.runtime, *self._older):
             await runtime.counting.aclose()
+        await self.kept.store.aclose()
+        await self._limiting.aclose()
         await asyncio.to_thread(self.state.store.close)
         for transport in self._transports.values():
             await transport.aclose()
@@ -201,6 +218,7 @@ class Gateway:
         """End what is still in flight after the drain; its clients are told."""
         for record in self.book:
             if record.task is not None:
+                record.cut_off = True
                 record.task.cancel("the drain is over")
 
     async def wait_idle(self, seconds: float) -> bool:
@@ -225,13 +243,39 @@ class Gateway:
         await self.reloader.reload(by)
 
     def _apply(self, overlay: Overlay) -> None:
-        """Put an overlay in force: whole, in one step. Keys first, then drains."""
+        """Put an overlay in force: whole, in one step. Keys first, then drains.
+
+        With it goes what engines tell of their limits: each snapshot in force is made here.
+        """
         keys = keys_in_force(self._file, overlay)
-        self.runtime = replace(self.runtime, snapshot=replace(self._file, keys=keys))
+        found = shortfalls(self._file.pools, self.runtime.ledgers())
+        self.runtime = self.runtime.on(narrowed(replace(self._file, keys=keys), found))
+        self._note(found)
         for _, ledger in self.runtime.ledgers():
             before, ledger.drained = ledger.drained, overlay.drains.get(ledger.replica.id)
             if before is not None and ledger.drained is None:
                 ledger.changed()  # those in line may have it
+
+    def _learned(self) -> None:
+        """Some engine told other limits than before."""
+        self._apply(self.state.overlay)
+
+    def _note(self, found: tuple[Shortfall, ...]) -> None:
+        """Log what has changed about limits that engines do not hold."""
+        before, self._shortfalls = self._shortfalls, frozenset(found)
+        for each in self._shortfalls - before:
+            if each.configured is None:
+                log.info("an engine's limit holds where the file sets none", extra={"fields": asdict(each)})
+            else:
+                log.warning(
+                    "pools.%s.limits.%s is %d, but replica %s takes %d: the smaller is used",
+                    each.pool, each.limit, each.configured, each.replica, each.takes,
+                    extra={"fields": asdict(each)},
+                )  # fmt: skip
+        held = {(each.pool, each.limit) for each in found}
+        for each in before:
+            if (each.pool, each.limit) not in held and each.pool in self._file.pools:
+                log.info("the engines of pool %s hold its limits.%s again", each.pool, each.limit)
 
     async def _adopt(self, snapshot: Snapshot, counting: Counting) -> None:
         """Put another configuration in force: whole, in one step. Requests in flight keep the old one."""
@@ -272,7 +316,13 @@ class Gateway:
         runtime = self.runtime
         pools = runtime.snapshot.pools
         targets = (
-            (ledger, endpoint_of(pools[pool], ledger.replica), ledger.changed)
+            Target(
+                ledger,
+                endpoint_of(pools[pool], ledger.replica),
+                tuple(pools[pool].serves.values()),
+                ledger.changed,
+                self._learned,
+            )
             for pool, ledger in runtime.ledgers()
         )
         self._probing.start(Prober(targets).run(), "probing")
@@ -280,10 +330,12 @@ class Gateway:
     # -------------------------------------------------------------------------------------- the parts
 
     def _build(self, snapshot: Snapshot, counting: Counting, old: Runtime | None = None) -> Runtime:
-        """`old` gives what stays: the books of replicas, the levels of quotas."""
+        """`old` gives what stays: the books of replicas. What limits hold stays in the store."""
         fleet = Fleet(snapshot, self._make_engine, self.clock, () if old is None else old.ledgers())
         queues = {name: PoolQueue(pool, fleet.pools[name]) for name, pool in snapshot.pools.items()}
-        limiter = Limiter(snapshot, self.clock, None if old is None else old.limiter)
+        limiter = Limiter(snapshot, self.kept.store, self.metrics, self.clock)
+        askable = {name: _askable(queue) for name, queue in queues.items()}
+        counting = counting.asking(EngineCounts(askable, self._ask, self.clock))
         attempts = Attempts(queues, counting, self._budget, self.metrics, self.clock)
         pipeline = Pipeline(
             snapshot=snapshot,
@@ -298,12 +350,20 @@ class Gateway:
         return Runtime(snapshot, queues, limiter, counting, pipeline)
 
     def _make_engine(self, adapter: EngineAdapter, endpoint: Endpoint, pool: Pool) -> Engine:
-        """The engine of one replica. Replicas with one connect timeout share a connection pool."""
+        """The engine of one replica."""
+        return EngineClient(adapter, self._transport(pool), endpoint)
+
+    def _transport(self, pool: Pool) -> AiohttpTransport:
+        """Replicas with one connect timeout share a connection pool."""
         connect = pool.timeouts.connect
         transport = self._transports.get(connect)
         if transport is None:
             transport = self._transports[connect] = AiohttpTransport(connect_timeout=connect)
-        return EngineClient(adapter, transport, endpoint)
+        return transport
+
+    async def _ask(self, pool: Pool, replica: Replica, question: HttpRequest) -> Answer | None:
+        """A question that generates nothing, the way that requests go."""
+        return await answer_over(self._transport(pool), endpoint_of(pool, replica), question)
 
     # ------------------------------------------------------------------------------------- the routes
 
@@ -325,6 +385,7 @@ class Gateway:
 
     def _admin_routes(self, authenticator: Authenticator) -> list[Route]:
         handlers = AdminHandlers(self._current, self.book, self.clock)
+        limits = LimitHandlers(self._current)
         keys = KeyHandlers(self.state, lambda: self._file)
         replicas = ReplicaHandlers(self.state, self._current)
         config = ConfigHandlers(self.state, self._current, self.reloader, lambda: self.older_in_use)
@@ -336,7 +397,9 @@ class Gateway:
             Route("/admin/pools", guarded(handlers.pools), methods=["GET"]),
             Route("/admin/replicas", guarded(handlers.replicas), methods=["GET"]),
             Route("/admin/requests", guarded(handlers.requests), methods=["GET"]),
-            Route("/admin/quotas", guarded(handlers.quotas), methods=["GET"]),
+            Route("/admin/limits", guarded(limits.show), methods=["GET"]),
+            Route("/admin/limits/try", guarded(limits.try_), methods=["POST"]),
+            Route("/admin/lengths", guarded(handlers.lengths), methods=["GET"]),
             Route("/admin/routes/explain", guarded(handlers.explain), methods=["POST"]),
             Route("/admin/keys", guarded(keys.list), methods=["GET"]),
             Route("/admin/keys", guarded(keys.create), methods=["POST"]),
@@ -351,7 +414,7 @@ class Gateway:
         ]
 
     def _probe_routes(self, authenticator: Authenticator, *, admin: bool) -> list[Route]:
-        ready = Readiness(self._current, self._is_draining)
+        ready = Readiness(self._current, self._is_draining, lambda: self.kept.degraded)
         metrics = MetricsEndpoint(self.metrics, self._current, authenticator, admin=admin)
         return [
             Route("/livez", Liveness(), methods=["GET"]),
@@ -369,6 +432,17 @@ class Gateway:
 
     def _is_draining(self) -> bool:
         return self._draining
+
+
+def _askable(queue: PoolQueue) -> Askable:
+    """The replicas that a request would be sent to now; of a cold pool none."""
+
+    def replicas() -> list[Replica]:
+        if queue.pool.state == "cold":
+            return []
+        return [ledger.replica for ledger in queue.candidates() if ledger.usable()]
+
+    return Askable(queue.pool, replicas)
 
 
 def _with_app(router: Router) -> App:
@@ -415,8 +489,28 @@ class _Gauges:
         for name, queue in self._gateway.runtime.queues.items():
             yield name, queue.statistics().waiting
 
+    def counted_bytes(self) -> tuple[int, int]:
+        cache = self._gateway.runtime.counting.statistics().cache
+        return cache.bytes_counted, cache.bytes_remembered
+
+    def forced_estimates(self) -> Mapping[str, int]:
+        estimated = self._gateway.runtime.counting.statistics().estimated
+        return {str(reason): times for reason, times in estimated.items()}
+
     def live_requests(self) -> int:
         return len(self._gateway.book)
+
+    def limit_store(self) -> tuple[bool, int, int, int] | None:
+        link = self._gateway.kept.link
+        return None if link is None else (link.up, link.opened, link.kept, link.dropped)
+
+    def pool_limits(self) -> Iterator[tuple[str, str, int | None, int]]:
+        runtime = self._gateway.runtime
+        for name, pool in runtime.snapshot.pools.items():
+            configured = runtime.queues[name].pool.limits
+            for limit in ("prompt", "total"):
+                if (tokens := getattr(pool.limits, limit)) is not None:
+                    yield name, limit, getattr(configured, limit), tokens
 
     def info(self) -> dict[str, str]:
         return {"version": version("headgate"), "config": self._gateway.runtime.snapshot.hash[:12]}

@@ -10,6 +10,10 @@ Dialect = Literal["chat", "completions"]
 """Which public endpoint was called, and so in which shape the answer leaves."""
 
 
+Tier = Literal["exact", "cached", "estimate"]
+"""Who said how many tokens a prompt has: a tokenizer just now, one before, or bytes by a ratio."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     id: str
@@ -45,6 +49,40 @@ class PromptCount:
     longest: int
     """Tokens of the longest single prompt; equals `tokens` unless there are several."""
     prompts: int = 1
+    error: int = 0
+    """Tokens by which the longest prompt may well be longer than counted, as far as that is known."""
+    low: int | None = None
+    """The least that an estimate of known error may well be; None for counts, and where no error is known."""
+    cached: bool = False
+    """Exact, and known without counting."""
+    why: str = ""
+    """Why the tier that answered did, e.g. `pool short (4096) lies within 4012..4188`."""
+    weighed: "Weighed | None" = None
+    """Of an estimate: what can be learned from it once an engine has told the true length."""
+
+    @property
+    def tier(self) -> Tier:
+        """Who answered."""
+        return "estimate" if not self.exact else "cached" if self.cached else "exact"
+
+    @property
+    def least(self) -> int:
+        """Tokens that the longest prompt surely has; of an estimate of unknown error, half of it."""
+        if self.exact:
+            return self.longest
+        return self.longest // 2 if self.low is None else self.low
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """A prompt as `tokens/learning.py` sees it: two prompts of one key have about the same ratio."""
+
+    key: tuple[str, str, str, str, int]
+    """(tenant, model, form, kind of text, size class)."""
+    size: int
+    """Bytes of its texts in UTF-8, at least 1."""
+    overhead: float
+    """Tokens that stand for no text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +93,7 @@ class Bound:
     """None: nothing bounds it."""
     asked: int | None
     by: str
-    """What set it: `asked`, `tenant`, `model`, `context` or `nothing`."""
+    """What set it: `asked`, `tenant`, `model`, `context`, `rule NAME` or `nothing`."""
     clamped: bool
     """The client asked for more and gets less."""
 
@@ -72,5 +110,13 @@ class Estimate:
     output: int
     """Expected output tokens per choice."""
     output_by: str
-    """`bound`, `learned p90`, `model default` or `assumed`."""
+    """`bound`, `learned p90` (`of the tenant`, `of the model` where no more is known), `model default` or
+    `assumed`."""
     total: int
+    mean: int = 0
+    """Mean output tokens per choice, for work that adds up rather than must not run out; `output` as long as
+    nothing is learned."""
+    choices: int = 1
+    """Answers computed: choices per prompt x prompts."""
+    learned: bool = False
+    """`output` and `mean` come from past answers, or would but for the bound."""

@@ -108,13 +108,17 @@ def _tokenizer(loaded: LoadedTokenizer, pool: Pool, seen: Seen | None) -> tuple[
     differing = [each for each in told if each.differs]
     if differing:
         first = differing[0]
+        where = ", ".join(dict.fromkeys(each.replica for each in differing))
         what = (
-            f"{len(differing)} of {len(told)} counts differ, first {first.sample} as {first.form}: "
-            f"{first.ours} here, {first.theirs} there"
+            f"{len(differing)} of {len(told)} counts differ, on {where}; first {first.sample} "
+            f"as {first.form}: {first.ours} here, {first.theirs} on {first.replica}"
         )
         return "fail", what, f"give models.{loaded.model} the engine's tokenizer and template; {verify}"
     if not told:
         return "cannot tell", "the engine tells no counts, or does not answer", verify
+    silent = [each.id for each in pool.replicas if each.id not in {count.replica for count in told}]
+    if silent:
+        return "cannot tell", f"{', '.join(silent)} told no counts; the others agree", verify
     return "pass", f"{len(told)} of {len(told)} counts are the engine's", None
 
 
@@ -153,7 +157,10 @@ def _limit(subject: str, pool: Pool, name: str, ours: int | None, theirs: int) -
     if ours is not None and ours <= theirs:
         return Finding("limits", subject, "pass", f"{both}; the smaller is used, {ours}")
     remedy = f"set pools.{pool.name}.limits.{name} to {theirs} or less"
-    what = f"{both}; {theirs} is what holds, and the engine refuses or queues what is above"
+    if name == "in_flight":
+        what = f"{both}; {theirs} is what holds, and the engine refuses or queues what is above"
+    else:
+        what = f"{both}; the smaller is used, {theirs}: the gateway sends nothing above it there"
     return Finding("limits", subject, "fail", what, remedy)
 
 

@@ -1,20 +1,17 @@
 """Discovery: ask a URL what it is, and keep asking those that do not say.
 
 Each upstream is asked the questions of all engines at once (`EngineRegistry.questions`), round by round, and
-then recognised. Control plane, so httpx. Upstreams are not trusted: answers are bounded in size and time,
-redirects are not followed, the environment's proxies are not used, and bodies are never logged.
+then recognised. Upstreams are not trusted: what they answer is bounded (`gateway.asking`).
 """
 
 import asyncio
-import os
-import socket
-import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import httpx
 
-from backends.contract import Answer, EngineRegistry, HttpRequest
+from backends.contract import Answer, Endpoint, EngineRegistry, HttpRequest
+from gateway.asking import NoAnswer, ask, client_for
 from gateway.config.addresses import base_url
 from gateway.config.drafting import Found, usable_names
 
@@ -27,7 +24,7 @@ ANSWER_TIMEOUT = 5.0
 TIMEOUT = 20.0
 """Seconds for all questions to one upstream."""
 AT_A_TIME = 8
-"""Connections to one upstream."""
+"""Questions to one upstream that are under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,55 +86,34 @@ class _Upstream:
     """One upstream while it is asked."""
 
     def __init__(self, url: str, answer_timeout: float) -> None:
-        self._url = url
+        self._endpoint = Endpoint(url)
         self._timeout = answer_timeout
         self.errors: list[str] = []
         """Why questions got no answer."""
 
     async def answers(self, registry: EngineRegistry) -> Mapping[str, Answer]:
         """All that it answers, by path; status 0 where nothing came."""
-        verify: ssl.SSLContext | bool = False
-        if self._url.startswith("https:"):
-            verify = await asyncio.to_thread(ssl.create_default_context)  # reads files
         answers: dict[str, Answer] = {}
-        async with httpx.AsyncClient(
-            verify=verify,
-            timeout=httpx.Timeout(self._timeout, pool=None),
-            limits=httpx.Limits(max_connections=AT_A_TIME),
-            trust_env=False,
-            follow_redirects=False,
-        ) as client:
+        async with client_for(self._endpoint) as client:
             while questions := registry.questions(answers):
+                line = iter(questions)
                 async with asyncio.TaskGroup() as group:
-                    tasks = {
-                        question.path: group.create_task(self._answer(client, question))
-                        for question in questions
-                    }
-                answers |= {path: task.result() for path, task in tasks.items()}
+                    for _ in range(AT_A_TIME):
+                        group.create_task(self._ask(client, line, answers))
         return answers
 
-    async def _answer(self, client: httpx.AsyncClient, question: HttpRequest) -> Answer:
-        try:
-            async with client.stream(
-                question.method,
-                self._url + question.path,
-                headers={**question.headers, "accept-encoding": "identity"},
-                content=question.body,
-            ) as answer:
-                body = bytearray()
-                # A body that drips keeps every read in time: bound the whole of it.
-                async with asyncio.timeout(self._timeout):
-                    async for piece in answer.aiter_raw():
-                        body += piece
-                        if len(body) > MAX_ANSWER:
-                            self.errors.append(f"an answer of more than {MAX_ANSWER} bytes")
-                            return Answer(0)
-                return Answer(answer.status_code, bytes(body))
-        except (httpx.TimeoutException, TimeoutError):
-            self.errors.append(f"no answer in {self._timeout:g} s")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            self.errors.append(_words(error))
-        return Answer(0)
+    async def _ask(
+        self, client: httpx.AsyncClient, questions: Iterator[HttpRequest], answers: dict[str, Answer]
+    ) -> None:
+        """Ask one after the other as long as there are any; others draw on `questions` too."""
+        for question in questions:
+            try:
+                answers[question.path] = await ask(
+                    client, self._endpoint, question, seconds=self._timeout, most=MAX_ANSWER
+                )
+            except NoAnswer as reason:
+                self.errors.append(str(reason))
+                answers[question.path] = Answer(0)
 
 
 def _checked(url: str) -> str:
@@ -158,18 +134,3 @@ def _unknown(answers: Mapping[str, Answer], errors: list[str]) -> str:
         return "not ready: it answers 503"
     told = ", ".join(map(str, sorted(statuses)))
     return f"it answers ({told}), but as no engine that is known"
-
-
-def _words(error: BaseException) -> str:
-    """The system's own words for why there is no connection; they are deep in what httpx raises."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, BaseExceptionGroup):
-            inner = inner.exceptions[0]
-        elif isinstance(inner, socket.gaierror):
-            return str(inner.strerror or inner)
-        elif isinstance(inner, OSError) and inner.errno:
-            return os.strerror(inner.errno)
-        else:
-            inner = inner.__cause__ or inner.__context__
-    return str(error) or type(error).__name__

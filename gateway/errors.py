@@ -14,9 +14,11 @@
       Conflict             409  what an administrator wants cannot be as things are
       BodyTooLarge         413
       UnsupportedMedia     415
-      QuotaExceeded        429  the tenant's own limit
+      QuotaExceeded        429  a limit said no: it will have room again
+        BudgetExceeded          a budget did: not before the next day or month
       EngineFailed         502  engines broke, lied or refused our credentials
-      Unavailable          503  shared capacity: no replica, queue full, waited too long, draining
+      Unavailable          503  shared capacity: no replica, queue full, waited too long, draining; or limits
+                                that must hold cannot be checked
       EngineTimeout        504
     ClientGone                  not an answer: nobody is left to get one (logged as 499)
 
@@ -131,15 +133,45 @@ class UnsupportedMedia(GatewayError):
 
 
 class QuotaExceeded(GatewayError):
+    """A limit said no."""
+
     status = 429
     type = "rate_limit_error"
     default_code = "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: str | None = None,
+        retry_after: float | None = None,
+        hopeless: bool = False,
+    ) -> None:
+        super().__init__(message, hopeless=hopeless)
+        self.retry_after = None if retry_after is None else max(retry_after, 0.0)
+        """Not capped: it is known, and to come back earlier is of no use."""
+        self.limit = limit
+        """The name of the limit that said no."""
+        self.of_pool = False
+        """Only limits of the pool did: another pool may take the request."""
+        self.rate_headers: list[tuple[str, str]] = []
+        """How the limits stand."""
+
+
+class BudgetExceeded(QuotaExceeded):
+    type = "insufficient_quota"
+    default_code = "insufficient_quota"
 
 
 class EngineFailed(GatewayError):
     status = 502
     type = "server_error"
     default_code = "upstream_error"
+
+
+UnavailableReason = Literal[
+    "no_replica", "queue_full", "queue_timeout", "overloaded", "draining", "limits_unknown"
+]  # fmt: skip
 
 
 class Unavailable(GatewayError):
@@ -151,7 +183,7 @@ class Unavailable(GatewayError):
         self,
         message: str,
         *,
-        reason: Literal["no_replica", "queue_full", "queue_timeout", "overloaded", "draining"],
+        reason: UnavailableReason,
         retry_after: float | None = 1.0,
     ) -> None:
         super().__init__(message, retry_after=retry_after)

@@ -8,6 +8,7 @@ requests, so that failing engines do not see their load multiplied.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import msgspec
@@ -17,8 +18,9 @@ from gateway.answer import Answer
 from gateway.call import Call, Estimate
 from gateway.config.snapshot import HopReason, Pool, Rule
 from gateway.engine_errors import gateway_error_of
-from gateway.errors import EngineTimeout, GatewayError, Unavailable, UnsupportedByEngine
+from gateway.errors import EngineTimeout, GatewayError, QuotaExceeded, Unavailable, UnsupportedByEngine
 from gateway.fleet.ledger import Slot
+from gateway.limits.reservation import Reservation
 from gateway.queueing.pool_queue import PoolQueue
 from gateway.routing.router import Route, Target, refusal_of, refused_at
 from gateway.telemetry.metrics import Metrics
@@ -97,9 +99,17 @@ class Attempts:
         self._clock = clock
 
     async def first_answer(
-        self, call: Call, route: Route, estimate: Estimate, record: RequestRecord
+        self,
+        call: Call,
+        route: Route,
+        estimate: Estimate,
+        record: RequestRecord,
+        reservation: Reservation,
     ) -> Answer:
-        """Walk the chain until a replica answers; raise GatewayError when none does."""
+        """Walk the chain until a replica answers; raise GatewayError when none does.
+
+        `reservation` goes along: each pool has its own limits.
+        """
         self._budget.deposit()
         if not any(target.usable for target in route.chain):
             raise refusal_of(route)
@@ -113,7 +123,9 @@ class Attempts:
                 continue
             last = not any(later.usable for later in route.chain[position + 1 :])
             try:
-                return await self._try_pool(call, route.rule, target, estimate, record, last=last)
+                return await self._try_pool(
+                    call, route.rule, target, estimate, record, reservation, last=last
+                )
             except PoolFailed as error:
                 failed = error
                 if error.reason is None or error.reason not in route.rule.on:
@@ -131,6 +143,7 @@ class Attempts:
         target: Target,
         estimate: Estimate,
         record: RequestRecord,
+        reservation: Reservation,
         *,
         last: bool,
     ) -> Answer:
@@ -138,7 +151,12 @@ class Attempts:
         queue = self._queues[pool.name]
         record.pool, record.engine = pool.name, pool.engine
         try:
-            request = await self._request_for(call, target, estimate)
+            await reservation.move(pool.name)
+        except (QuotaExceeded, Unavailable) as error:
+            raise PoolFailed("overloaded", error) from error
+        target = _within(target, reservation)
+        try:
+            request = await self._request_for(call, target, estimate, watched=reservation.may_cut)
         except UnsupportedByEngine as error:
             raise PoolFailed("unavailable", error) from error
         record.stage = "queued"
@@ -203,7 +221,7 @@ class Attempts:
             if span.traceparent is not None:
                 request = msgspec.structs.replace(request, traceparent=span.traceparent)
             record.replica, record.max_tokens = ledger.replica.id, target.fit.sent
-            record.max_tokens_by = _cut_by(target, estimate, pool)
+            record.max_tokens_by = _cut_by(target)
             record.attempts += 1
             record.stage = "waiting"
             sent = self._clock()
@@ -242,8 +260,13 @@ class Attempts:
                 slot.release()
                 span.end({}, outcome)
 
-    async def _request_for(self, call: Call, target: Target, estimate: Estimate) -> GenerateRequest:
-        """The call in the form this pool wants: its model name, its bound, text where it needs text."""
+    async def _request_for(
+        self, call: Call, target: Target, estimate: Estimate, *, watched: bool
+    ) -> GenerateRequest:
+        """The call in the form this pool wants: its model name, its bound, text where it needs text.
+
+        `watched`: its tokens must be seen as they are made.
+        """
         pool = target.pool
         rendered: str | None = None
         if call.request.messages is not None and not pool.adapter.applies_template:
@@ -254,17 +277,26 @@ class Attempts:
         return msgspec.structs.replace(
             call.request,
             model=target.engine_model,
-            stream=streams_upstream(pool, call, estimate),
+            stream=streams_upstream(pool, call, estimate, watched=watched),
             max_tokens=target.fit.sent,
             rendered=rendered,
         )
 
 
-def streams_upstream(pool: Pool, call: Call, estimate: Estimate) -> bool:
-    """Whether the engine is asked to stream (`upstream_stream`)."""
+def streams_upstream(pool: Pool, call: Call, estimate: Estimate, *, watched: bool = False) -> bool:
+    """Whether the engine is asked to stream (`upstream_stream`). `watched`: a limit may cut the answer."""
     if call.stream or pool.upstream_stream == "always":
         return True
-    return pool.upstream_stream == "auto" and estimate.total > STEP_BUDGET
+    return pool.upstream_stream == "auto" and (watched or estimate.total > STEP_BUDGET)
+
+
+def _within(target: Target, reservation: Reservation) -> Target:
+    """The target with no more output than limits with `clamp` leave."""
+    most = reservation.most_output()
+    sent = target.fit.sent
+    if most is None or (sent is not None and sent <= most[0]):
+        return target
+    return replace(target, fit=replace(target.fit, sent=most[0], clamped=True, by=f"limit {most[1]}"))
 
 
 def pool_failed(error: EngineError, call: Call) -> PoolFailed:
@@ -288,9 +320,8 @@ def _making(request: GenerateRequest, estimate: Estimate) -> float:
     return SECONDS_PER_TOKEN * each
 
 
-def _cut_by(target: Target, estimate: Estimate, pool: Pool) -> str | None:
+def _cut_by(target: Target) -> str | None:
     """What cut the output below what the client asked for; None where nothing did."""
     if not target.fit.clamped or target.fit.sent is None:
         return None
-    asked = estimate.bound.tokens
-    return f"pool {pool.name}" if asked is None or target.fit.sent < asked else estimate.bound.by
+    return f"pool {target.pool.name}" if target.fit.by == "pool" else target.fit.by

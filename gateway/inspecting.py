@@ -1,7 +1,7 @@
 """Asking the engines of a configuration about themselves: health, limits, token counts, streaming.
 
-Control plane, for `headgate tokenizers verify` and `headgate doctor`: few questions, one after the other for
-each pool, over httpx, with the pool's own credentials. What is asked and how it is read is the adapters'
+Control plane, for `headgate tokenizers verify` and `headgate doctor`: few questions, over httpx, with the
+pool's own credentials. What is asked and how it is read is the adapters'
 business. Nothing here raises because of an engine: an answer that did not come, or makes no sense, is None.
 
 Token counts are compared as requests are counted: text as it is, a chat in the model's template; and for an
@@ -11,8 +11,8 @@ tokenize route, or where it has none (or not for this question) the usage of a r
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,16 +29,21 @@ from backends.contract import (
     Metadata,
     Usage,
 )
+from gateway import asking
+from gateway.asking import NoAnswer, ask_all, client_for, sent
 from gateway.config.snapshot import Model, Pool, Replica, Snapshot, TokenizerSpec
 from gateway.errors import GatewayError
+from gateway.fleet.engine_limits import first_name
 from gateway.fleet.fleet import endpoint_of
-from gateway.fleet.probing import ssl_context
 from gateway.tokens.counters import TokenizerError
-from gateway.tokens.counting import Counting, Tokenizer
+from gateway.tokens.counting import Counting
+from gateway.tokens.engine_counts import Askable, EngineCounts
+from gateway.tokens.tokenizing import Tokenizer
 
 __all__ = [
     "SAMPLES", "Comparison", "LoadedTokenizer", "ReplicaReport", "Streaming", "ask", "compare_tokenizer",
-    "counting_of", "first_well", "inspect_replica", "load_tokenizers", "try_streaming", "upstream",
+    "compare_tokenizers", "counting_of", "inspect_replica", "is_well", "load_tokenizers", "try_streaming",
+    "upstream",
 ]  # fmt: skip
 
 TIMEOUT = 10.0
@@ -105,9 +110,11 @@ def load_tokenizers(snapshot: Snapshot) -> list[LoadedTokenizer]:
 
 
 @asynccontextmanager
-async def counting_of(loaded: list[LoadedTokenizer]) -> AsyncIterator[Counting]:
-    """A Counting for the models whose tokenizers could be loaded."""
+async def counting_of(loaded: list[LoadedTokenizer], snapshot: Snapshot) -> AsyncIterator[Counting]:
+    """A Counting for the models whose tokenizers could be loaded; engines that count are asked over httpx."""
     counting = Counting({each.spec: each.tokenizer for each in loaded if each.tokenizer is not None})
+    pools = {name: _askable(pool) for name, pool in snapshot.pools.items()}
+    counting = counting.asking(EngineCounts(pools, _answer, time.monotonic))
     try:
         yield counting
     finally:
@@ -117,39 +124,30 @@ async def counting_of(loaded: list[LoadedTokenizer]) -> AsyncIterator[Counting]:
 # ------------------------------------------------------------------------------------------- asking
 
 
-@asynccontextmanager
-async def upstream(pool: Pool) -> AsyncIterator[httpx.AsyncClient]:
+def upstream(pool: Pool) -> AbstractAsyncContextManager[httpx.AsyncClient]:
     """A client for the replicas of `pool`. Raises OSError or ValueError for a CA file that is none."""
-    context = await asyncio.to_thread(ssl_context, endpoint_of(pool, pool.replicas[0]))
-    async with httpx.AsyncClient(verify=context, timeout=TIMEOUT, trust_env=False) as client:
-        yield client
+    return client_for(endpoint_of(pool, pool.replicas[0]))
 
 
 async def ask(client: httpx.AsyncClient, endpoint: Endpoint, question: HttpRequest) -> Answer | None:
     """The whole answer; None where none came, or one too large."""
     try:
-        async with asyncio.timeout(TIMEOUT), _sent(client, endpoint, question) as answer:
-            body = b""
-            async for piece in answer.aiter_bytes():
-                body += piece
-                if len(body) > MAX_ANSWER:
-                    return None
-            return Answer(answer.status_code, body)
-    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
+        return await asking.ask(client, endpoint, question, seconds=TIMEOUT, most=MAX_ANSWER)
+    except NoAnswer:
         return None
 
 
-@asynccontextmanager
-async def _sent(
-    client: httpx.AsyncClient, endpoint: Endpoint, question: HttpRequest
-) -> AsyncIterator[httpx.Response]:
-    async with client.stream(
-        question.method,
-        endpoint.base_url + question.path,
-        headers={**endpoint.headers, **question.headers},
-        content=question.body,
-    ) as answer:
-        yield answer
+async def _answer(pool: Pool, replica: Replica, question: HttpRequest) -> Answer | None:
+    """A question of the counting engines, each over a connection of its own."""
+    try:
+        async with upstream(pool) as client:
+            return await ask(client, endpoint_of(pool, replica), question)
+    except (OSError, ValueError):
+        return None
+
+
+def _askable(pool: Pool) -> Askable:
+    return Askable(pool, lambda: pool.replicas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +168,8 @@ async def inspect_replica(client: httpx.AsyncClient, pool: Pool, replica: Replic
     health = await ask(client, endpoint, adapter.health_request())
     if health is None:
         return ReplicaReport(pool.name, replica.id, False, f"no answer from {replica.url}")
-    answers = {}
-    for question in adapter.metadata_requests(next(iter(pool.serves.values()), None)):
-        if (answer := await ask(client, endpoint, question)) is not None:
-            answers[question.path] = answer
+    questions = adapter.metadata_requests(first_name(pool.serves.values()))
+    answers = await ask_all(client, endpoint, questions, seconds=TIMEOUT, most=MAX_ANSWER)
     return ReplicaReport(
         pool.name,
         replica.id,
@@ -183,13 +179,10 @@ async def inspect_replica(client: httpx.AsyncClient, pool: Pool, replica: Replic
     )
 
 
-async def first_well(client: httpx.AsyncClient, pool: Pool) -> Replica | None:
-    """The first replica whose health is good: it speaks for its pool."""
-    for replica in pool.replicas:
-        health = await ask(client, endpoint_of(pool, replica), pool.adapter.health_request())
-        if health is not None and pool.adapter.read_health(health.status, health.body).ready:
-            return replica
-    return None
+async def is_well(client: httpx.AsyncClient, pool: Pool, replica: Replica) -> bool:
+    """Whether its health is good."""
+    health = await ask(client, endpoint_of(pool, replica), pool.adapter.health_request())
+    return health is not None and pool.adapter.read_health(health.status, health.body).ready
 
 
 # ------------------------------------------------------------------------------------ token counts
@@ -234,6 +227,19 @@ async def compare_tokenizer(
             theirs, by = await _their_count(client, pool, replica, request)
             found.append(Comparison(pool.name, model.name, replica.id, name, form, count.tokens, theirs, by))
     return found
+
+
+async def compare_tokenizers(
+    client: httpx.AsyncClient, pool: Pool, replicas: Iterable[Replica], model: Model, counting: Counting
+) -> list[list[Comparison]]:
+    """What `compare_tokenizer` finds for each of `replicas`, asked side by side: one of them may have been
+    started with another model, another template or another version."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(compare_tokenizer(client, pool, replica, model, counting))
+            for replica in replicas
+        ]
+    return [task.result() for task in tasks]
 
 
 async def _their_count(
@@ -310,7 +316,7 @@ async def try_streaming(
     try:
         async with (
             asyncio.timeout(TIMEOUT),
-            _sent(client, endpoint_of(pool, replica), pool.adapter.encode(request)) as answer,
+            sent(client, endpoint_of(pool, replica), pool.adapter.encode(request)) as answer,
         ):
             decoder = pool.adapter.decoder(request)
             decoder.head(answer.status_code, {name.lower(): value for name, value in answer.headers.items()})

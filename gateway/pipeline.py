@@ -8,14 +8,17 @@ client gone), its slot, connection and reservation go back once.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from gateway.answer import Answer
-from gateway.call import Call, Estimate
+from gateway.call import Call, Estimate, PromptCount
 from gateway.config.snapshot import Snapshot
-from gateway.errors import GatewayError
+from gateway.errors import ClientGone, GatewayError, QuotaExceeded
 from gateway.fallbacks import Attempts
-from gateway.limits.quotas import Limiter, Reservation
+from gateway.limits.limiter import Limiter
+from gateway.limits.reservation import Reservation
+from gateway.limits.saying import rate_headers
 from gateway.relay import Reply, fail, relay
 from gateway.routing.router import Route, choose_route, prompt_param
 from gateway.telemetry.metrics import Metrics
@@ -24,6 +27,7 @@ from gateway.telemetry.tracing import Tracing
 from gateway.tokens.bounding import bound_output
 from gateway.tokens.counting import Counting
 from gateway.tokens.estimating import OutputLengths, estimate
+from gateway.tokens.tiers import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,56 +51,115 @@ class Pipeline:
         record.stage = "counting"
         expected = await self.estimate(call)  # 3 count, 4 bound, 5 estimate
         record.prompt_tokens, record.estimated_total = expected.prompt.tokens, expected.total
-        self.metrics.counts.labels(call.model.name, str(expected.prompt.exact).lower()).inc()
+        record.prompt_tier = expected.prompt.tier
+        self.metrics.note_count(call.model.name, expected.prompt)
         route = choose_route(self.snapshot, call, expected)  # 6 route
-        record.rule = route.rule.name
+        expected = route.estimate  # a rule may bound the output
+        record.rule, record.estimated_total = route.rule.name, expected.total
         with (
             self.tracing.request(call) as record.span,
-            self.limiter.reserve(call.tenant, expected.total) as reservation,  # 7 limit
+            await self.reserve(call, expected, route, record) as reservation,  # 7 limit
             # 8 queue, 9 send; 11 fail over
             await self.first_answer(call, route, expected, record, reservation) as answer,
         ):
             try:
-                await relay(answer, reply, record, self.clock)  # 10 relay
-            except GatewayError as error:
-                if not reply.started:
-                    reservation.refund()  # the client gets nothing and pays nothing
+                await relay(answer, reply, record, reservation, self.clock)  # 10 relay
+            except Exception as error:
+                if not reply.started and not isinstance(error, ClientGone):
+                    reservation.refund()  # the client gets an error's status and pays nothing
+                if not reply.started or not isinstance(error, GatewayError):
                     raise
                 record.error_code = error.code
                 record.finish("failed")
                 await fail(answer, reply, error)
+            except asyncio.CancelledError:
+                if record.cut_off and not reply.started:
+                    reservation.refund()  # it will be answered 503
+                raise
             finally:
-                reservation.settle(self.settle(answer, expected, record))  # 12 settle
+                self.settle(answer, expected, record, reservation)  # 12 settle
+
+    async def reserve(
+        self, call: Call, expected: Estimate, route: Route, record: RequestRecord
+    ) -> Reservation:
+        """Step 7: of the limits of pools, those of the first one; where the rule leaves an overloaded pool,
+        of the first one that has room."""
+        pools = [target.pool.name for target in route.chain if target.usable]
+        if "overloaded" not in route.rule.on:
+            del pools[1:]
+        try:
+            reservation = await self.limiter.reserve(call, expected, pools)
+        except QuotaExceeded as refused:
+            headers = refused.rate_headers
+            record.rate_headers = lambda: headers
+            raise
+        record.rate_headers = partial(rate_headers, reservation.standings)
+        return reservation
 
     async def first_answer(
         self, call: Call, route: Route, expected: Estimate, record: RequestRecord, reservation: Reservation
     ) -> Answer:
         """Steps 8 and 9, and 11 as often as it takes."""
         try:
-            return await self.attempts.first_answer(call, route, expected, record)
+            return await self.attempts.first_answer(call, route, expected, record, reservation)
         except asyncio.CancelledError:
-            if record.attempts:
-                reservation.settle(expected.prompt.tokens)  # an engine has begun to read it
+            if record.attempts and not record.cut_off:
+                reservation.settle(expected.prompt.tokens, 0)  # an engine has begun to read it
             raise
 
     async def estimate(self, call: Call) -> Estimate:
         """Steps 3 to 5: what the request is expected to cost."""
-        prompt = await self.counting.count(call.model, call.request)
+        expect = partial(self.expect, call)
+        return expect(await self.counting.count_for(call, expect, self.room(call)))
+
+    def expect(self, call: Call, prompt: PromptCount) -> Estimate:
+        """Steps 4 and 5, for a prompt of this length. Pure."""
         bound = bound_output(call.asked_max_tokens, call.model, call.tenant, prompt, param=prompt_param(call))
-        learned = self.lengths.p90(call.tenant.name, call.model.name, prompt.tokens)
+        learned = self.lengths.predict(call.tenant.name, call.model.name, prompt.tokens)
         return estimate(prompt, bound, choices_computed(call), learned, call.model)
 
-    def settle(self, answer: Answer, expected: Estimate, record: RequestRecord) -> int:
-        """Step 12: take the engine's figures where it gave some, learn, and say what to charge."""
+    def explained(self, call: Call, expected: Estimate) -> Estimate:
+        """With the reason why its prompt was counted, or estimated, in words."""
+        why = self.counting.reason(call, expected.prompt, partial(self.expect, call), self.room(call))
+        return replace(expected, prompt=replace(expected.prompt, why=why))
+
+    def room(self, call: Call) -> Room | None:
+        """What the call's limits leave, to be asked for where it matters."""
+        return partial(self.limiter.room, call)
+
+    def settle(
+        self, answer: Answer, expected: Estimate, record: RequestRecord, reservation: Reservation
+    ) -> None:
+        """Step 12: take the engine's figures where it gave some, charge them, and learn."""
         prompt = expected.prompt.tokens if answer.prompt_tokens is None else answer.prompt_tokens
+        reservation.settle(prompt, answer.completion_tokens, answer.cached_tokens or 0)
+        self.compare(answer, expected)
         record.completion_tokens = answer.completion_tokens
         record.usage_source = "counted" if answer.reported_tokens is None else "engine"
-        if answer.ended and (answer.reported_tokens is not None or not answer.guessed):
+        whole = answer.ended and answer.cut_by is None
+        if whole and (answer.reported_tokens is not None or not answer.guessed):
             each = answer.completion_tokens // answer.choices
             self.lengths.observe(
                 answer.call.tenant.name, answer.call.model.name, expected.prompt.tokens, each
             )
-        return prompt + answer.completion_tokens
+            self.metrics.observe_output(answer.call.model.name, expected, answer.sent_max_tokens, each)
+
+    def compare(self, answer: Answer, expected: Estimate) -> None:
+        """Hold our count of the prompt against the engine's, where both speak of the same."""
+        call, told = answer.call, answer.prompt_tokens
+        if told is None or answer.target.model is not call.model or answer.choices > 1:
+            return
+        compared = self.counting.told(
+            call,
+            expected.prompt,
+            partial(self.expect, call),
+            tokens=told,
+            cached=answer.cached_tokens,
+            pool=answer.target.pool.name,
+            now=self.clock(),
+        )
+        tier = expected.prompt.tier
+        self.metrics.observe_count(call.model.name, tier, compared.ratio, compared.verification)
 
 
 def choices_computed(call: Call) -> int:

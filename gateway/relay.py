@@ -13,6 +13,7 @@ from backends.contract import EngineError, Event
 from gateway.answer import Answer
 from gateway.engine_errors import gateway_error_of
 from gateway.errors import ClientGone, EngineTimeout, GatewayError
+from gateway.limits.reservation import Reservation
 from gateway.telemetry.records import RequestRecord
 from gateway.watchdog import Watchdog
 
@@ -36,8 +37,14 @@ class Reply(Protocol):
         ...
 
 
-async def relay(answer: Answer, reply: Reply, record: RequestRecord, clock: Callable[[], float]) -> None:
-    """Pass events on until the answer is complete.
+async def relay(
+    answer: Answer,
+    reply: Reply,
+    record: RequestRecord,
+    reservation: Reservation,
+    clock: Callable[[], float],
+) -> None:
+    """Pass events on until the answer is complete, or outruns what limits leave.
 
     Raises GatewayError when the engine fails or falls silent, ClientGone when the client stops reading.
     """
@@ -53,6 +60,11 @@ async def relay(answer: Answer, reply: Reply, record: RequestRecord, clock: Call
         with Watchdog() as watchdog:
             while True:
                 answer.note(events)
+                reservation.streamed(answer.counted_tokens, clock)
+                if reservation.cut is not None and (rest := answer.cut(reservation.cut)):
+                    record.cut_by = reservation.cut
+                    reservation.cut_short(reservation.cut)
+                    events = [*events, *rest]
                 writing = True
                 watchdog.expect(timeouts.send)
                 await reply.write(events)

@@ -165,13 +165,25 @@ def _load(source: Source, running: Snapshot) -> tuple[Snapshot, tuple[str, ...]]
     """The file's snapshot on the addresses and state there are. Raises ConfigInvalid, ValueError."""
     loaded, problems = source.load()
     server, declared = loaded.server, source.declared
-    fixed = (
+    fixed: tuple[str, ...] = tuple(
         f"server.{name} cannot change while the gateway runs: restart it for that"
         for name in ("listen", "admin", "state")
         if getattr(server, name) != getattr(declared, name)
     )
+    limits = server.limits
+    stays = {
+        name: getattr(running.server.limits, name) for name in ("redis_url", "mode", "timeout", "namespace")
+    }
+    if any(getattr(limits, name) != value for name, value in stays.items()):
+        # What is reserved is settled where it was reserved. No value is shown: one of them has a password.
+        where = "server.redis_url and server.limits.mode, timeout_ms and namespace"
+        fixed = (*fixed, f"{where} cannot change while the gateway runs: restart it for that")
     kept = replace(
-        server, listen=running.server.listen, admin=running.server.admin, state=running.server.state
+        server,
+        listen=running.server.listen,
+        admin=running.server.admin,
+        state=running.server.state,
+        limits=replace(limits, **stays),
     )
     snapshot = replace(loaded, server=kept)
     source.admit(snapshot)

@@ -1,16 +1,17 @@
 """What lives as long as one configuration: the parts a request takes hold of at its start.
 
 A reload builds a new Runtime beside the old one; requests in flight keep theirs to the end. A change of
-the state store's overlay makes a Runtime that differs in its keys alone and shares everything else.
+the state store's overlay, or of what engines tell of their limits, makes a Runtime that differs in its
+snapshot, and what is worked out of it, alone and shares everything else.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from gateway.config.snapshot import Snapshot
 from gateway.fleet.ledger import ReplicaLedger
-from gateway.limits.quotas import Limiter
+from gateway.limits.limiter import Limiter
 from gateway.pipeline import Pipeline
 from gateway.queueing.pool_queue import PoolQueue
 from gateway.tokens.counting import Counting
@@ -48,11 +49,21 @@ class Leases:
 @dataclass(frozen=True, slots=True, eq=False)
 class Runtime:
     snapshot: Snapshot
+    """In force: the file, with the overlay's keys, and no pool limit above what its engines take."""
     queues: dict[str, PoolQueue]
+    """Their pools are as the file has them."""
     limiter: Limiter
     counting: Counting
     pipeline: Pipeline
     leases: Leases = field(default_factory=Leases)
+
+    def on(self, snapshot: Snapshot) -> "Runtime":
+        """The same parts, on another snapshot of the same file."""
+        counting = self.counting
+        if snapshot.pools != self.snapshot.pools:  # else no boundary has moved
+            counting = counting.on(snapshot)
+        pipeline = replace(self.pipeline, snapshot=snapshot, counting=counting)
+        return replace(self, snapshot=snapshot, counting=counting, pipeline=pipeline)
 
     def ledgers(self) -> Iterator[tuple[str, ReplicaLedger]]:
         """(pool name, ledger) of every replica."""

@@ -12,6 +12,10 @@ from typing import Any, NoReturn
 
 import pytest
 
+from tests.redis_server import namespace, own_redis, redis_server
+
+__all__ = ["namespace", "own_redis", "redis_server"]  # fixtures
+
 REPO = Path(__file__).resolve().parents[1]
 NOT_RUN = "NOT RUN: "
 

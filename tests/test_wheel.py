@@ -23,11 +23,14 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def test_the_data_is_inside(wheel):
-    """The simulated engines' tokenizer, and the schema of routes.yaml."""
+    """The simulated engines' tokenizer, the schema of routes.yaml, and the scripts for Redis."""
     names = set(zipfile.ZipFile(wheel).namelist())
     source = REPO / "deploy" / "tokenizers" / "headgate-mini"
     assert {f"backends/simulated/headgate-mini/{file.name}" for file in source.iterdir()} <= names
     assert "gateway/config/routes.schema.json" in names
+    scripts = REPO / "gateway" / "limits" / "lua"
+    assert {f"gateway/limits/lua/{script.name}" for script in scripts.iterdir()} <= names
+    assert "gateway/limits/lua/reserve.lua" in names
     assert not any(name.startswith("tests/") for name in names)
 
 

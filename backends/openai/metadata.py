@@ -23,6 +23,11 @@ def read_metadata(answers: Answers) -> Metadata:
     return Metadata(
         models=names_of(cards),
         limits=EngineLimits(context_tokens=context_tokens),
+        per_model={
+            card["id"]: EngineLimits(context_tokens=context)
+            for card in cards or ()
+            if (context := as_count(card.get("max_model_len")))
+        },
     )
 
 

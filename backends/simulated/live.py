@@ -83,6 +83,11 @@ class Output:
         return pieces
 
     @property
+    def running(self) -> bool:
+        """Whether the engine still computes some of it."""
+        return bool(self._open)
+
+    @property
     def phase(self) -> Phase | None:
         """The furthest phase of the sequences that are still open; `decode` once any token was made."""
         if not self._open:

@@ -16,6 +16,7 @@ Everything a server starts ends with it: connections are aborted, timers cancell
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import signal
@@ -106,6 +107,7 @@ class SimulatedServer:
         self.faults = FaultPlan()
         self._first_faults = tuple(faults)
         self.exchanges: set[Exchange] = set()
+        self.abandoned: dict[Exchange, Close] = {}
         self._requests = 0
         self._recent: deque[Received] = deque(maxlen=_KEPT_REQUESTS)
         self._closes: deque[Close] = deque(maxlen=_KEPT_CLOSES)
@@ -309,16 +311,9 @@ class SimulatedServer:
             noticed_at=None,
         )
         self._closes.append(close)
-
-        def notice() -> None:
-            noticed = dataclasses.replace(close, noticed_at=self._loop.time())
-            # By identity: two closes may be equal in everything.
-            for position, entry in enumerate(self._closes):
-                if entry is close:
-                    self._closes[position] = noticed
-            exchange.output.on_token = None
-            exchange.output.cancel()
-
+        self.abandoned = {each: its for each, its in self.abandoned.items() if each.output.running}
+        self.abandoned[exchange] = close
+        notice = functools.partial(self.notice, exchange)
         how = self.dialect.notices if self.options.notice == "realistic" else self.options.notice
         if how == "at_once" or not exchange.submitted:
             notice()
@@ -332,6 +327,18 @@ class SimulatedServer:
             self._timers.add(timer)
         elif how == "next_token" or exchange.streamed:
             exchange.output.on_token = notice
+
+    def notice(self, exchange: Exchange) -> None:
+        """Tell the engine of an abandoned request to stop, and note when. Idempotent."""
+        close = self.abandoned.pop(exchange, None)
+        if close is None:
+            return
+        # By identity: two closes may be equal in everything.
+        for position, entry in enumerate(self._closes):
+            if entry is close:
+                self._closes[position] = dataclasses.replace(close, noticed_at=self._loop.time())
+        exchange.output.on_token = None
+        exchange.output.cancel()
 
 
 def _bind(host: str, port: int, *, shared: bool = True) -> socket.socket:

@@ -79,8 +79,10 @@ class AdminHandlers:
             "outcomes": dict(self._book.outcomes),
         }
 
-    async def quotas(self, scope: Scope, receive: Receive) -> Any:
-        return {"quotas": [asdict(row) for row in self._runtime().limiter.statistics()]}
+    async def lengths(self, scope: Scope, receive: Receive) -> Any:
+        """What is learned of output lengths; the keys that were used last."""
+        lengths = self._runtime().pipeline.lengths
+        return {"lengths": [asdict(row) for row in lengths.rows()], **asdict(lengths.statistics())}
 
     async def explain(self, scope: Scope, receive: Receive) -> Any:
         """`{"tenant": T, "dialect": "chat", "request": {an OpenAI body}}` -> where it would go and why.
@@ -89,9 +91,10 @@ class AdminHandlers:
         for the request.
         """
         runtime = self._runtime()
-        check_media_type(scope)
-        asked = decode_body(await read_body(scope, receive, runtime.snapshot.server.max_body))
-        return await explain_request(runtime, asked, self._clock())
+        with runtime.leases:  # a reload meanwhile leaves it its counting threads
+            check_media_type(scope)
+            asked = decode_body(await read_body(scope, receive, runtime.snapshot.server.max_body))
+            return await explain_request(runtime, asked, self._clock())
 
     def _pool(self, runtime: Runtime, pool: Pool) -> dict[str, Any]:
         queue = runtime.queues[pool.name]
@@ -103,6 +106,7 @@ class AdminHandlers:
             "state": pool.state,
             "serves": dict(pool.serves),
             "limits": asdict(pool.limits),
+            "configured_limits": asdict(queue.pool.limits),
             "labels": dict(pool.labels),
             "slo": asdict(pool.slo),
             "queue": asdict(queue.statistics()),
@@ -133,8 +137,8 @@ async def explain_request(runtime: Runtime, asked: Mapping[str, Any], now: float
         received=now,
     )
     pipeline = runtime.pipeline
-    estimate = await pipeline.estimate(call)
-    return explain(call, estimate, choose_route(runtime.snapshot, call, estimate), runtime.queues)
+    estimate = pipeline.explained(call, await pipeline.estimate(call))
+    return explain(call, choose_route(runtime.snapshot, call, estimate), runtime.queues)
 
 
 def _tenant(runtime: Runtime, name: object) -> Tenant:

@@ -129,7 +129,8 @@ class ConfigHandlers:
         self._retired = retired
 
     async def show(self, scope: Scope, receive: Receive) -> Any:
-        snapshot = self._runtime().snapshot
+        runtime = self._runtime()
+        snapshot = runtime.snapshot
         return {
             "hash": snapshot.hash,
             "source": snapshot.source,
@@ -138,7 +139,7 @@ class ConfigHandlers:
             "warnings": self._reloader.warnings,
             "older_in_use": self._retired(),
             "state": {"durable": self._state.store.warning is None, "warning": self._state.store.warning},
-            "summary": _summary(snapshot),
+            "summary": _summary(runtime),
         }
 
     async def reload(self, scope: Scope, receive: Receive) -> Any:
@@ -164,8 +165,9 @@ class ConfigHandlers:
         return {"audit": [asdict(row) for row in rows]}
 
 
-def _summary(snapshot: Snapshot) -> dict[str, Any]:
+def _summary(runtime: Runtime) -> dict[str, Any]:
     """The configuration without anything secret: no credentials, headers, or hashes of keys."""
+    snapshot = runtime.snapshot
     return {
         "models": {
             name: {"context": model.context, "tokenizer": model.tokenizer.kind}
@@ -175,7 +177,7 @@ def _summary(snapshot: Snapshot) -> dict[str, Any]:
             name: {
                 "engine": pool.engine,
                 "serves": dict(pool.serves),
-                "limits": asdict(pool.limits),
+                "limits": asdict(runtime.queues[name].pool.limits),
                 "replicas": [replica.id for replica in pool.replicas],
             }
             for name, pool in snapshot.pools.items()

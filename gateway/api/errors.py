@@ -10,7 +10,14 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from gateway.api.asgi import App, Receive, Scope, Send, send_json
-from gateway.errors import ClientGone, GatewayError, MethodNotAllowed, NoSuchRoute
+from gateway.errors import (
+    RETRY_AFTER_CAP,
+    ClientGone,
+    GatewayError,
+    MethodNotAllowed,
+    NoSuchRoute,
+    QuotaExceeded,
+)
 from gateway.telemetry.records import RequestRecord
 
 log = logging.getLogger("headgate.api")
@@ -34,8 +41,13 @@ def error_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:
     if error.hopeless:
         headers.append((b"x-should-retry", b"false"))
     elif error.retry_after is not None:
-        headers.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))
-        headers.append((b"retry-after-ms", str(math.ceil(error.retry_after * 1000)).encode()))
+        milliseconds = math.ceil(round(error.retry_after * 1000, 6))  # 4.035 s are 4035.0000000000005 ms
+        headers.append((b"retry-after", str(-(-milliseconds // 1000)).encode()))
+        headers.append((b"retry-after-ms", str(milliseconds).encode()))
+        if error.retry_after > RETRY_AFTER_CAP:
+            headers.append((b"x-should-retry", b"false"))  # they would not wait so long, and try in vain
+    if isinstance(error, QuotaExceeded) and error.limit is not None:
+        headers.append((b"x-headgate-limit", error.limit.encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return headers

@@ -13,6 +13,9 @@ from gateway.runtime import Runtime
 from gateway.telemetry.records import RequestRecord
 from gateway.tenants.authentication import Authenticator
 
+LARGE_BODY = 64 * 1024
+"""Bytes of a body of which each step (decoded, read, weighed) may take the event loop some milliseconds."""
+
 
 class GenerationEndpoint:
     """Steps 1 and 2 of a request's way (receive, read); the pipeline does the rest."""
@@ -47,8 +50,10 @@ class GenerationEndpoint:
         body = await read_body(scope, receive, runtime.snapshot.server.max_body)
         received = self._clock()
         traceparent = header(scope, b"traceparent")
+        decoded = decode_body(body)
+        await _let_others(body)
         call = read_call(
-            decode_body(body),
+            decoded,
             dialect=self._dialect,
             call_id=record.request_id,
             snapshot=runtime.snapshot,
@@ -57,6 +62,7 @@ class GenerationEndpoint:
             received=received,
             traceparent=traceparent.decode("latin-1") if traceparent is not None else None,
         )
+        await _let_others(body)
         record.received = received
         record.model = call.model.name
         record.stream = call.stream
@@ -79,3 +85,9 @@ class GenerationEndpoint:
                 record.finish("failed")
                 async with asyncio.timeout(1):
                     await reply.fail(error)
+
+
+async def _let_others(body: bytes) -> None:
+    """A turn for everybody else, between two steps that take milliseconds for a large body."""
+    if len(body) > LARGE_BODY:
+        await asyncio.sleep(0)

@@ -19,15 +19,22 @@ class Liveness:
 
 
 class Readiness:
-    """200 when requests may be sent here: configured, not draining, some replica may be tried."""
+    """200 when requests may be sent here: configured, not draining, some replica may be tried.
 
-    def __init__(self, runtime: Callable[[], Runtime], draining: Callable[[], bool]) -> None:
+    That limits cannot be kept where they should be is told, but changes no status: each limit has its policy.
+    """
+
+    def __init__(
+        self, runtime: Callable[[], Runtime], draining: Callable[[], bool], degraded: Callable[[], bool]
+    ) -> None:
         self._runtime = runtime
         self._draining = draining
+        self._degraded = degraded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         status = "draining" if self._draining() else "ready" if self._runtime().ready() else "no replica"
-        await send_json(scope, send, 200 if status == "ready" else 503, {"status": status})
+        told = {"status": status, "limits": "degraded"} if self._degraded() else {"status": status}
+        await send_json(scope, send, 200 if status == "ready" else 503, told)
 
 
 class MetricsEndpoint:

@@ -13,8 +13,9 @@ import msgspec
 
 from backends.contract import GenerateRequest
 from gateway.call import Call, Dialect
-from gateway.config.snapshot import Model, PriorityClass, Snapshot, Tenant
+from gateway.config.snapshot import MediaTokens, Model, PriorityClass, Snapshot, Tenant
 from gateway.errors import BadRequest, ModelNotFound, UnsupportedByEngine
+from gateway.tokens.media import cost_of
 
 MAX_DEPTH = 64
 MAX_CONTAINERS = 250_000
@@ -48,6 +49,11 @@ READ_FIELDS = frozenset(
     }
 )  # fmt: skip
 """Fields that the gateway itself acts on; all others travel as `GenerateRequest.parameters`."""
+
+_MEDIA: Mapping[str, str] = {
+    "image_url": "url", "video_url": "url", "audio_url": "url", "input_audio": "data", "file": "file_data",
+}  # fmt: skip
+"""Types of parts that are not text, and which field of theirs holds the content."""
 
 TIER_CLASSES: Mapping[str, PriorityClass] = {
     "priority": PriorityClass.interactive,
@@ -115,15 +121,18 @@ def read_call(
     _check_template_arguments(parameters)
     if "top_logprobs" in parameters and not parameters.get("logprobs"):
         raise BadRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+    choices = _checked(given, "n", _integers(1, MAX_CHOICES), default=1)
+    if parameters.get("best_of", choices) < choices:
+        raise BadRequest(f"'best_of' must be at least 'n', which is {choices}.", param="best_of")
     if "priority" in given:
         _integer(given["priority"], "priority", -1000, 1000)
     request = GenerateRequest(
         request_id=call_id,
         model="",
         stream=stream,
-        messages=_messages(given) if dialect == "chat" else None,
+        messages=_messages(given, model.media_tokens) if dialect == "chat" else None,
         prompt=_prompt(given) if dialect == "completions" else None,
-        n=_checked(given, "n", lambda v, f: _integer(v, f, 1, MAX_CHOICES), default=1),
+        n=choices,
         stop=_stops(given.get("stop")),
         parameters=parameters,
     )
@@ -205,18 +214,18 @@ def _stops(value: object) -> tuple[str, ...]:
     return tuple(stop for stop in stops if stop)
 
 
-def _messages(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _messages(given: Mapping[str, Any], media: MediaTokens) -> list[dict[str, Any]]:
     messages = given.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequest("'messages' must be a list with at least one message.", param="messages")
     if len(messages) > MAX_MESSAGES:
         raise BadRequest(f"'messages' takes at most {MAX_MESSAGES} messages.", param="messages")
     for i, message in enumerate(messages):
-        _check_message(message, f"messages[{i}]")
+        _check_message(message, f"messages[{i}]", media)
     return messages
 
 
-def _check_message(message: object, where: str) -> None:
+def _check_message(message: object, where: str, media: MediaTokens) -> None:
     if not isinstance(message, dict):
         raise BadRequest("A message must be an object.", param=where)
     role = message.get("role")
@@ -225,7 +234,10 @@ def _check_message(message: object, where: str) -> None:
     content = message.get("content")
     if isinstance(content, list):
         for j, part in enumerate(content):
-            _check_part(part, f"{where}.content[{j}]")
+            # Hostile bodies have tens of thousands of them, on the event loop.
+            if type(part) is dict and part.get("type") == "text" and type(part.get("text")) is str:
+                continue
+            _check_part(part, f"{where}.content[{j}]", media)
     elif content is None:
         if role != "assistant" or not (message.get("tool_calls") or message.get("function_call")):
             raise BadRequest(
@@ -240,15 +252,30 @@ def _check_message(message: object, where: str) -> None:
     _check_depth(message, where)
 
 
-def _check_part(part: object, where: str) -> None:
+def _check_part(part: object, where: str, media: MediaTokens) -> None:
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise BadRequest("A content part must be an object with a 'type'.", param=where)
+    if part["type"] in _MEDIA and cost_of(part, media) is not None:
+        _check_media(part, where)
+        return
     if part["type"] not in ("text", "refusal"):
         raise UnsupportedByEngine(
             f"Content parts of type {part['type'][:40]!r} are not supported: only text is.", param=where
         )
     if not isinstance(part.get(part["type"]), str):
         raise BadRequest(f"A {part['type']} part needs a string {part['type']!r}.", param=where)
+
+
+def _check_media(part: Mapping[str, Any], where: str) -> None:
+    """A part that is not text holds its content itself: no engine is sent to fetch something for a client."""
+    kind = part["type"]
+    holder, field = part.get(kind), _MEDIA[kind]
+    content = holder.get(field) if isinstance(holder, dict) else None
+    if not isinstance(content, str) or (field == "url" and not content.startswith("data:")):
+        what = "a data: URL" if field == "url" else "base64"
+        raise BadRequest(f"A {kind} part needs {kind}.{field}: {what}.", param=where)
+    if "text" in part or any(other in part for other in _MEDIA if other != kind):
+        raise BadRequest(f"A {kind} part holds nothing but {kind}.", param=where)
 
 
 def _prompt(given: Mapping[str, Any]) -> Any:

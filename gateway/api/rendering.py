@@ -7,6 +7,8 @@ model's public name, the role in a choice's first delta, OpenAI's finish reasons
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from backends.contract import Delta, Event
 from gateway.api.asgi import encode_json
 from gateway.call import Dialect
@@ -65,6 +67,17 @@ class StreamRenderer:
                 body = self._chat_delta(event) if self._chat else event.text
                 out.append(self._chunk(event.index, body, event.logprobs, event.finish_reason))
         return b"".join(out)
+
+    def ends(self, deltas: Sequence[Delta], like: bytes | None) -> bytes:
+        """The last chunks of choices whose former ones were not written here, but passed on as `like`, which
+        is one SSE event: from now on everything carries its id, model and time."""
+        try:
+            head = msgspec.json.decode((like or b"").partition(b"data:")[2].strip())
+            self._head |= {name: head[name] for name in self._head if name in head}
+        except (msgspec.DecodeError, TypeError):
+            pass  # odd bytes: then our own
+        body: Any = {} if self._chat else ""
+        return b"".join(self._chunk(each.index, body, None, each.finish_reason) for each in deltas)
 
     def usage(self, usage: dict[str, Any]) -> bytes:
         """The chunk after the last choice, for clients that asked for it."""

@@ -82,7 +82,10 @@ class StreamReply(_Reply):
         chunks = self._untouched(events) if self._raw else self._renderer.deltas(events)
         ended = isinstance(events[-1], Done)
         if ended:
-            if not self._raw:
+            cut = self.answer.cut_by is not None
+            if cut and self._raw:
+                chunks += self._renderer.ends(self.answer.ends, like=_raw_of(events))
+            if cut or not self._raw:
                 chunks += self._renderer.usage(self.usage())
             chunks += DONE
         await self._send_bytes(chunks, more=not ended)
@@ -120,6 +123,10 @@ class StreamReply(_Reply):
         if not more:
             self._watch.disarm()
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+
+def _raw_of(events: Sequence[Event]) -> bytes | None:
+    return next((event.raw for event in events if isinstance(event, Delta) and event.raw), None)
 
 
 class WholeReply(_Reply):

@@ -4,11 +4,12 @@
                                    for none)
     {"model", "messages": [...]}   in the model's chat template, with its generation prompt
                                    (`add_generation_prompt`: false for none), nothing more added
-    -> {"count", "max_model_len", "tokens": [id, ...] | null, "token_strs": [text, ...] | null}
+    -> {"count", "max_model_len", "tokens": [id, ...] | null, "token_strs": [text, ...] | null, "source"}
 
-(vllm/entrypoints/serve/tokenize/protocol.py.) `tokens` is null where the count is an estimate, or the text
-too long to list. Nothing is sent to an engine and no quota is charged; so that those who only ask never
-stand in the way of requests, few are answered at a time.
+(vllm/entrypoints/serve/tokenize/protocol.py; `source`, who says so, is ours.) `tokens` is null where the
+count is an estimate or an engine's, or the text too long to list. Nothing is sent to an engine but, where one
+counts for the model, that question; no limit is charged. So that those who only ask never stand in the way
+of requests, few are answered at a time.
 """
 
 from collections.abc import Callable
@@ -70,7 +71,11 @@ class TokenizeEndpoint:
         self._at_once += 1
         try:
             told = await runtime.counting.tokenize(
-                call.model, call.request, add_special_tokens=add_special_tokens, strings=strings
+                call.model,
+                call.request,
+                add_special_tokens=add_special_tokens,
+                strings=strings,
+                call=call,
             )
         finally:
             self._at_once -= 1
@@ -79,6 +84,7 @@ class TokenizeEndpoint:
             "max_model_len": call.model.context,
             "tokens": told.ids,
             "token_strs": told.strings,
+            "source": told.count.source,
         }
         await send_json(scope, send, 200, answer)
 

@@ -11,6 +11,7 @@ from gateway.cli.doctor import doctor
 from gateway.cli.engine import engine
 from gateway.cli.explain import explain
 from gateway.cli.keys import app as keys
+from gateway.cli.limits import app as limits
 from gateway.cli.serve import serve
 from gateway.cli.tokenizers import app as tokenizers
 
@@ -28,4 +29,5 @@ app.command()(engine)
 app.command()(doctor)
 app.command()(demo)
 app.add_typer(keys, name="keys")
+app.add_typer(limits, name="limits")
 app.add_typer(tokenizers, name="tokenizers")

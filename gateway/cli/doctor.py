@@ -24,7 +24,7 @@ from gateway.inspecting import (
     LoadedTokenizer,
     ReplicaReport,
     Streaming,
-    compare_tokenizer,
+    compare_tokenizers,
     counting_of,
     inspect_replica,
     load_tokenizers,
@@ -75,7 +75,7 @@ def line_of(finding: Finding) -> str:
 async def _look(snapshot: Snapshot, loaded: list[LoadedTokenizer], admin_key: str | None) -> Seen:
     """Ask all pools at once, each question of a pool after the other."""
     sound = {each.model for each in loaded if each.tokenizer is not None}
-    async with counting_of(loaded) as counting, asyncio.TaskGroup() as group:
+    async with counting_of(loaded, snapshot) as counting, asyncio.TaskGroup() as group:
         metrics = group.create_task(_metrics(snapshot, admin_key))
         pools = [
             group.create_task(_pool(snapshot, pool, sound, counting)) for pool in snapshot.pools.values()
@@ -101,9 +101,10 @@ async def _pool(
             well = [each for each, told in zip(pool.replicas, reports, strict=True) if told.ready]
             for name in pool.serves if well else ():
                 if name in sound and name != "*":  # there is no name to ask for behind the wildcard
-                    given = (client, pool, well[0], snapshot.models[name], counting)
-                    comparisons += await compare_tokenizer(*given)
-                    streams.append(await try_streaming(*given))
+                    model = snapshot.models[name]
+                    for found in await compare_tokenizers(client, pool, well, model, counting):
+                        comparisons += found
+                    streams.append(await try_streaming(client, pool, well[0], model, counting))
     except (OSError, ValueError) as error:
         reports = [ReplicaReport(pool.name, each.id, False, str(error)) for each in pool.replicas]
     return reports, comparisons, streams

@@ -1,4 +1,5 @@
-"""`headgate explain`: where would a request go, and why? Nothing is sent."""
+"""`headgate explain`: where would a request go, and why? Nothing is sent, unless an engine is to
+count the prompt."""
 
 import asyncio
 import json
@@ -8,16 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.admin.admin_key import AdminKey
 from gateway.admin.endpoints import explain_request
-from gateway.app import Gateway, load_snapshot
+from gateway.app import load_snapshot
 from gateway.cli.check import report
 from gateway.cli.exits import PROBLEM
+from gateway.cli.offline import offline
 from gateway.cli.serve import ConfigOption
 from gateway.config.problems import ConfigInvalid
 from gateway.config.snapshot import Snapshot
 from gateway.errors import GatewayError
-from gateway.tokens.counting import Counting
 
 
 def explain(
@@ -70,8 +70,7 @@ def _prompt(path: Path | None) -> str:
 
 
 async def _explain(snapshot: Snapshot, asked: dict[str, Any]) -> dict[str, Any]:
-    counting = await asyncio.to_thread(Counting.build, snapshot)
-    async with Gateway(snapshot, counting, AdminKey(""), probe=False) as gateway:
+    async with offline(snapshot) as gateway:
         return await explain_request(gateway.runtime, asked, gateway.clock())
 
 
@@ -80,7 +79,8 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
     prompt, bound, estimate = answer["prompt"], answer["max_tokens"], answer["estimate"]
     lines = [
         f"model     {answer['model']}   tenant {answer['tenant']}   class {answer['class']}",
-        f"prompt    {prompt['tokens']} tokens, {_exact(prompt['exact'])}: {prompt['source']}",
+        f"prompt    {prompt['tokens']} tokens, {_exact(prompt['exact'])}: {prompt['source']}"
+        + (f" ({prompt['why']})" if prompt["why"] else ""),
         f"output    asked {_or_none(bound['asked'])}, bound {_or_none(bound['bound'])} by {bound['by']}"
         + (" (clamped)" if bound["clamped"] else ""),
         f"estimate  {_sum(estimate, prompt)} ({estimate['output_by']})",

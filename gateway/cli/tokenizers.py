@@ -18,13 +18,15 @@ from gateway.inspecting import (
     SAMPLES,
     Comparison,
     LoadedTokenizer,
-    compare_tokenizer,
+    compare_tokenizers,
     counting_of,
-    first_well,
+    is_well,
     load_tokenizers,
     upstream,
 )
+from gateway.tokens.counters import HuggingFaceCounter, RankedCounter, TiktokenCounter, tiktoken_file
 from gateway.tokens.counting import Counting
+from gateway.tokens.tokenizing import Tokenizer
 
 app = typer.Typer(help="Look at the tokenizers of a routes file.", no_args_is_help=True)
 
@@ -62,18 +64,38 @@ def line_of(loaded: LoadedTokenizer) -> str:
         return f"{loaded.model}: {spec.kind}, cannot be loaded: {loaded.error}"
     if spec.kind == "estimate":
         return f"{loaded.model}: estimate, {spec.bytes_per_token:g} bytes per token"
+    if spec.kind == "engine":
+        return (
+            f"{loaded.model}: exact, engine: a replica of pool {spec.pool} is asked, for "
+            f"{spec.timeout * 1e3:g} ms at most; else estimate, {spec.bytes_per_token:g} bytes per token"
+        )
     took = f"loaded in {loaded.seconds * 1e3:.0f} ms" if loaded.seconds >= 5e-4 else "loaded already"
     template = "no chat template: chats are estimated" if tokenizer.template is None else "chat template"
+    path = spec.path or tiktoken_file(spec.encoding or "")
     return (
         f"{loaded.model}: exact, {spec.kind} {spec.encoding or ''}".rstrip()
-        + f" from {spec.path}, {tokenizer.counter.vocabulary} tokens, {template}, {took}"
+        + f" from {path}, {tokenizer.counter.vocabulary} tokens, {template}, {_engine(tokenizer)}, {took}"
     )
+
+
+def _engine(tokenizer: Tokenizer) -> str:
+    """Which library counts, and whether conversations are remembered piece by piece."""
+    counter, cache = tokenizer.counter, tokenizer.cache
+    if isinstance(counter, RankedCounter):
+        engine = "counted by tiktoken (proved equal)"
+    elif isinstance(counter, HuggingFaceCounter):
+        engine = f"counted by tokenizers, not tiktoken: {counter.slow_because or 'not tried'}"
+    else:
+        engine = f"counted by {'tiktoken' if isinstance(counter, TiktokenCounter) else 'transformers'}"
+    if cache is None or not cache.splitter.longest:
+        engine += ", counts remembered for whole texts only" if cache else ", counts not remembered"
+    return engine
 
 
 async def _live(snapshot: Snapshot, loaded: list[LoadedTokenizer]) -> bool:
     """Print what each pool says; whether anything is wrong."""
     wrong = False
-    async with counting_of(loaded) as counting:
+    async with counting_of(loaded, snapshot) as counting:
         sound = {each.model for each in loaded if each.tokenizer is not None}
         for pool in snapshot.pools.values():
             wrong |= await _pool(snapshot, pool, sound, counting)
@@ -84,23 +106,39 @@ async def _pool(snapshot: Snapshot, pool: Pool, sound: set[str], counting: Count
     wrong = False
     try:
         async with upstream(pool) as client:
-            replica = await first_well(client, pool)
-            if replica is None:
-                print(f"pool {pool.name}: no replica answers that it is well", file=sys.stderr)
-                return pool.state != "cold"
-            for name in pool.serves:
+            well = [replica for replica in pool.replicas if await is_well(client, pool, replica)]
+            for replica in pool.replicas:
+                if replica not in well:
+                    wrong |= pool.state != "cold"
+                    print(
+                        f"pool {pool.name}: replica {replica.id} does not answer that it is well",
+                        file=sys.stderr,
+                    )
+            for name in pool.serves if well else ():
                 if name not in sound or name == "*":
                     continue
-                found = await compare_tokenizer(client, pool, replica, snapshot.models[name], counting)
-                print(summary_of(pool.name, name, replica.id, found))
-                for each in found:
-                    if each.differs:
-                        wrong = True
-                        print(f"  {each.sample} as {each.form}: {each.ours} here, {each.theirs} there")
+                found = await compare_tokenizers(client, pool, well, snapshot.models[name], counting)
+                for replica, counts in zip(well, found, strict=True):
+                    print(summary_of(pool.name, name, replica.id, counts))
+                    for each in counts:
+                        if each.differs:
+                            wrong = True
+                            print(f"  {each.sample} as {each.form}: {each.ours} here, {each.theirs} there")
+                if (odd := odd_ones(found)) is not None:
+                    print(f"pool {pool.name}, model {name}: the replicas do not count alike: {odd}")
     except (OSError, ValueError) as error:
         print(f"pool {pool.name}: {error}", file=sys.stderr)
         return True
     return wrong
+
+
+def odd_ones(found: list[list[Comparison]]) -> str | None:
+    """Which replicas differ from our counts where others agree; None where all do, or none."""
+    differ = [counts[0].replica for counts in found if any(each.differs for each in counts)]
+    agree = [counts[0].replica for counts in found if counts and counts[0].replica not in differ]
+    if not differ or not agree:
+        return None
+    return f"{', '.join(differ)} differ{'s' if len(differ) == 1 else ''}, {', '.join(agree)} not"
 
 
 def summary_of(pool: str, model: str, replica: str, found: list[Comparison]) -> str:

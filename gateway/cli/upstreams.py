@@ -138,7 +138,9 @@ class Upstreams:
 def _chats(model: Model, snapshot: Snapshot) -> bool:
     """Whether somebody has its chat template: an engine that serves it, or its tokenizer."""
     pools: Iterable[Pool] = (pool for pool in snapshot.pools.values() if model.name in pool.serves)
-    return model.tokenizer.kind != "estimate" or any(pool.adapter.applies_template for pool in pools)
+    if model.tokenizer.kind not in ("engine", "estimate"):
+        return True
+    return any(pool.adapter.applies_template for pool in pools)
 
 
 def _described(found: Found) -> str:

@@ -7,12 +7,11 @@ from typing import Any, TypeVar
 
 from gateway.config import schema, snapshot
 from gateway.config.checking import Findings, absolute
+from gateway.config.limiting import limits_of
 from gateway.config.reading import File
 from gateway.config.snapshot import PriorityClass, Snapshot
 
 V = TypeVar("V")
-
-_PERIODS: Mapping[str, int] = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
 
 def build(file: File, findings: Findings, *, source: str, digest: str, base: Path) -> Snapshot:
@@ -30,6 +29,14 @@ def build(file: File, findings: Findings, *, source: str, digest: str, base: Pat
             metrics=server.metrics,
             max_body=int(server.max_body_mb * 1024 * 1024),
             drain=server.drain_s,
+            limits=snapshot.LimitSettings(
+                redis_url=server.redis_url,
+                mode=server.limits.mode,
+                timeout=server.limits.timeout_ms / 1000,
+                settle_tokens=server.limits.settle_tokens,
+                settle_seconds=server.limits.settle_ms / 1000,
+                namespace=server.limits.namespace,
+            ),
         ),
         models=_frozen({name: _model(name, read.item, base) for name, read in file.models.items()}),
         pools=_frozen(
@@ -45,6 +52,7 @@ def build(file: File, findings: Findings, *, source: str, digest: str, base: Pat
         ),
         tenants=_frozen(tenants),
         aliases=_frozen(findings.aliases),
+        limits=limits_of(file, findings.aliases),
         keys=_frozen({key.digest: (tenant, key) for tenant in tenants.values() for key in tenant.keys}),
     )
 
@@ -68,10 +76,30 @@ def _model(name: str, model: schema.Model, base: Path) -> snapshot.Model:
         name=name,
         tokenizer=_tokenizer(model.tokenizer, base),
         context=model.context,
-        max_tokens=snapshot.MaxTokens(bounds.default, bounds.ceiling, bounds.policy),
+        max_tokens=snapshot.MaxTokens(bounds.default, bounds.ceiling, bounds.policy, bounds.margin),
         defaults=_frozen({field: _json_frozen(value) for field, value in model.defaults.items()}),
         aliases=tuple(model.aliases),
+        count=model.count
+        or ("estimate" if isinstance(model.tokenizer, schema.EstimateTokenizer) else "auto"),
+        drift_warn=model.drift_warn,
+        media_tokens=snapshot.MediaTokens(
+            image=model.media_tokens.image,
+            image_low=model.media_tokens.per_detail.low,
+            image_high=model.media_tokens.per_detail.high,
+            audio=model.media_tokens.audio,
+            video=model.media_tokens.video,
+            file=model.media_tokens.file,
+        ),
+        prices=None if model.prices is None else _prices(model.prices),
     )
+
+
+def _prices(prices: schema.Prices) -> snapshot.Prices:
+    def each(of_a_million: float) -> int:
+        return round(of_a_million * snapshot.COST_UNIT / 1_000_000)
+
+    cached = prices.input if prices.cached_input is None else prices.cached_input
+    return snapshot.Prices(each(prices.input), each(prices.output), each(cached))
 
 
 def _tokenizer(tokenizer: schema.Tokenizer, base: Path) -> snapshot.TokenizerSpec:
@@ -80,7 +108,12 @@ def _tokenizer(tokenizer: schema.Tokenizer, base: Path) -> snapshot.TokenizerSpe
             template = None if template is None else absolute(base, template)
             return snapshot.TokenizerSpec("huggingface", path=absolute(base, path), chat_template=template)
         case schema.TiktokenTokenizer(path=path, encoding=encoding):
-            return snapshot.TokenizerSpec("tiktoken", path=absolute(base, path), encoding=encoding)
+            path = None if path is None else absolute(base, path)
+            return snapshot.TokenizerSpec("tiktoken", path=path, encoding=encoding)
+        case schema.EngineTokenizer(pool=pool, timeout_ms=timeout, bytes_per_token=bytes_per_token):
+            return snapshot.TokenizerSpec(
+                "engine", bytes_per_token=bytes_per_token, pool=pool, timeout=timeout / 1000
+            )
         case schema.EstimateTokenizer(bytes_per_token=bytes_per_token):
             return snapshot.TokenizerSpec("estimate", bytes_per_token=bytes_per_token)
 
@@ -160,12 +193,4 @@ def _tenant(name: str, tenant: schema.Tenant) -> snapshot.Tenant:
             labels=_frozen({label: tuple(values) for label, values in labels.items()}),
         ),
         max_tokens=tenant.max_tokens,
-        quotas=tuple(_quota(quota) for quota in tenant.limits),
     )
-
-
-def _quota(quota: schema.Quota) -> snapshot.Quota:
-    if quota.tokens is not None:
-        return snapshot.Quota("tokens", quota.tokens, _PERIODS[quota.per])
-    assert quota.requests is not None, "checking: exactly one of the two"
-    return snapshot.Quota("requests", quota.requests, _PERIODS[quota.per])

@@ -16,9 +16,11 @@ from backends.contract import EngineAdapter, EngineRegistry, OptionError
 from gateway.config import schema
 from gateway.config.addresses import is_loopback
 from gateway.config.coverage import coverage
+from gateway.config.limiting import check_limits
 from gateway.config.positions import KeyPath
 from gateway.config.problems import Report, nearest
 from gateway.config.reading import File, Read
+from gateway.config.redis_urls import parse_redis_url
 from gateway.config.snapshot import ANONYMOUS, PriorityClass, Range, When
 
 _OWN_HEADERS = frozenset(
@@ -83,10 +85,13 @@ class _Checker:
             if (api_key := self._upstream(pool)) is not None:
                 api_keys[name] = api_key
             self._pool(pool)
+        for model in self._file.models.values():
+            self._engine_tokenizer(model, adapters)
         self._replicas()
         for tenant in self._file.tenants.values():
             self._tenant(tenant)
         self._keys()
+        check_limits(self._file, self._report, aliases)
         conditions = tuple(self._condition(rule, aliases) for rule in self._file.rules)
         self._rules(conditions)
         return Findings(adapters, api_keys, conditions, aliases)
@@ -97,9 +102,10 @@ class _Checker:
         server, path = self._file.server.item, self._file.server.path
         sound = self._sound(path, "listen", "admin", "authentication")
         if server.redis_url is not None:
-            self._report.error(
-                (*path, "redis_url"), "limits are per process in this version; redis_url must be null"
-            )
+            try:
+                parse_redis_url(server.redis_url)
+            except ValueError as error:
+                self._report.error((*path, "redis_url"), f"redis_url {error}")
         if server.listen == server.admin and server.listen[1] and sound:
             self._report.value_error((*path, "admin"), "is the address of `listen` too")
         open_to_all = server.authentication == "off" and not is_loopback(server.listen[0])
@@ -146,11 +152,22 @@ class _Checker:
             self._exists((*path, "tokenizer", "path"), tokenizer.path, "directory")
             if tokenizer.chat_template is not None:
                 self._exists((*path, "tokenizer", "chat_template"), tokenizer.chat_template, "file")
-        elif isinstance(tokenizer, schema.TiktokenTokenizer):
+        elif isinstance(tokenizer, schema.TiktokenTokenizer) and tokenizer.path is not None:
             self._exists((*path, "tokenizer", "path"), tokenizer.path, "file")
+        elif isinstance(tokenizer, schema.EstimateTokenizer) and model.count in ("exact", "auto"):
+            self._report.value_error((*path, "count"), "wants a tokenizer that counts; `estimate` does not")
         default, ceiling, context = model.max_tokens.default, model.max_tokens.ceiling, model.context
         if default and ceiling and default > ceiling:
             self._report.value_error((*path, "max_tokens", "default"), f"is more than the ceiling, {ceiling}")
+        if context and model.max_tokens.margin >= context:
+            self._report.value_error(
+                (*path, "max_tokens", "margin"), f"leaves nothing of the context, {context} tokens"
+            )
+        media = model.media_tokens
+        if media.image is None and media.per_detail != schema.PerDetail():
+            self._report.error(
+                (*path, "media_tokens", "per_detail"), "is of images; `image` is for those without", key=True
+            )
         for key, tokens in (("default", default), ("ceiling", ceiling)):
             if tokens and context and tokens > context:
                 message = f"more than the model's context of {context} tokens; that is the bound then"
@@ -160,6 +177,30 @@ class _Checker:
             self._report.error(
                 (*path, "defaults", field), "the gateway sets this field itself", hint, key=True
             )
+
+    def _engine_tokenizer(self, read: Read[schema.Model], adapters: Mapping[str, EngineAdapter]) -> None:
+        """Whether the engines that are to count for a model can."""
+        tokenizer, path = read.item.tokenizer, (*read.path, "tokenizer", "pool")
+        if not isinstance(tokenizer, schema.EngineTokenizer) or "pools" in self._file.unreadable:
+            return
+        pool = self._file.pools.get(tokenizer.pool)
+        if pool is None:
+            self._report.unknown(path, "a pool", self._file.pools)
+            return
+        name = read.path[-1]
+        if name not in pool.item.serves and self._sound(pool.path, "serves"):
+            self._report.value_error(path, f"does not serve {name}")
+        adapter = adapters.get(tokenizer.pool)
+        if adapter is None:
+            return
+        kind = pool.item.engine
+        if adapter.tokenize_request("", text="") is None:
+            message = f"cannot count: {kind} has no question for it"
+            self._report.value_error(path, message, "use huggingface, tiktoken or estimate")
+        elif adapter.tokenize_request("", messages=[]) is None:
+            self._report.warn(path, f"{kind} counts texts only; chats are estimated")
+        if pool.item.state == "cold":
+            self._report.warn(path, "the pool is cold: it is not asked, and prompts are estimated")
 
     # ---------------------------------------------------------------------------------------- pools
 
@@ -315,17 +356,6 @@ class _Checker:
             at = (*path, "class") if tenant.priority_class != "standard" else (*path, "max_class")
             message = f"class {tenant.priority_class} is above max_class {tenant.max_class}"
             self._report.error(at, message)
-        periods: dict[tuple[str, str], int] = {}
-        for index, quota in enumerate(tenant.limits):
-            at = (*path, "limits", index)
-            if not self._report.sound(at):
-                continue
-            given = [unit for unit in ("tokens", "requests") if getattr(quota, unit) is not None]
-            if len(given) != 1:
-                self._report.error(at, "a limit is of tokens or of requests: exactly one")
-            elif (first := periods.setdefault((given[0], quota.per), index)) != index:
-                line = self._report.line((*path, "limits", first))
-                self._report.error(at, f"{given[0]} per {quota.per} are limited already, in line {line}")
         self._allow(tenant.allow, (*path, "allow"))
 
     def _allow(self, allow: schema.Allow, path: KeyPath) -> None:
@@ -395,6 +425,8 @@ class _Checker:
             if span(bounds) == Range() and self._sound(path, key):
                 self._report.error((*path, key), "names no bound: one or more of lt, lte, gt, gte")
                 sound = False
+        if not self._clamping(when.estimated_total_tokens, (*path, "estimated_total_tokens")):
+            sound = False
         if not sound:
             return None
         return When(
@@ -402,9 +434,23 @@ class _Checker:
             tenant=tuple(when.tenant or ()),
             priority_class=tuple(PriorityClass[name] for name in when.priority_class or ()),
             estimated_total_tokens=span(when.estimated_total_tokens),
+            if_clamped=when.estimated_total_tokens.if_clamped if when.estimated_total_tokens else None,
             prompt_tokens=span(when.prompt_tokens),
             stream=when.stream,
         )
+
+    def _clamping(self, written: schema.EstimateRange | None, path: KeyPath) -> bool:
+        """Whether `if_clamped`, where it is given, has a bound to clamp to."""
+        least, bounds = (None, None) if written is None else (written.if_clamped, span(written))
+        if least is None or bounds is None or bounds == Range() or not self._sound(path, "lt", "lte"):
+            return True
+        if bounds.most is None:
+            self._report.error((*path, "if_clamped"), "there is no bound to clamp to: lt or lte", key=True)
+            return False
+        if least >= bounds.most:
+            self._report.value_error((*path, "if_clamped"), f"leaves no prompt below {bounds.most + 1}")
+            return False
+        return True
 
     def _rules(self, conditions: tuple[When | None, ...]) -> None:
         tenants = {*self._file.tenants, ANONYMOUS.name}

@@ -6,7 +6,7 @@ that grid. What a rule gets is its box without the boxes of the rules above it.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from gateway.config.snapshot import PriorityClass, Range, When
@@ -35,11 +35,20 @@ def coverage(conditions: Sequence[When | None], models: Iterable[str], tenants: 
         if condition is None:
             reaching.append(frozenset[str]())
             continue
-        box = grid.box(condition)
-        reaching.append(_models(common for piece in left if (common := _common(piece, box))))
+        box, widest = grid.box(condition), grid.box(_clamping(condition))
+        reaching.append(_models(common for piece in left if (common := _common(piece, widest))))
         if len(left) < _MOST_PIECES:
             left = [rest for piece in left for rest in _without(piece, box)]
     return Coverage(tuple(reaching), _models(left))
+
+
+def _clamping(condition: When) -> When:
+    """What a condition may take at most: with `if_clamped`, of requests above its bound those that are cut
+    down to it. What it surely takes is its range alone."""
+    span = condition.estimated_total_tokens
+    if condition.if_clamped is None or span is None:
+        return condition
+    return replace(condition, estimated_total_tokens=replace(span, lt=None, lte=None))
 
 
 def _models(boxes: Iterable[Box]) -> frozenset[str]:

@@ -36,6 +36,7 @@ class File:
     pools: Mapping[str, Read[schema.Pool]]
     rules: tuple[Read[schema.Rule], ...]
     tenants: Mapping[str, Read[schema.Tenant]]
+    limits: tuple[Read[schema.SharedLimit], ...]
     unreadable: frozenset[str]
     """Sections that are absent or of a wrong shape: names in them are unknown, not undeclared."""
 
@@ -59,20 +60,17 @@ class _Reader:
         models = self._entries(schema.Model, values, "models")
         pools = self._entries(schema.Pool, values, "pools")
         tenants = self._entries(schema.Tenant, values, "tenants")
-        rules = values.get("rules")
         return File(
             server=server,
             models=models,
             pools=pools,
-            rules=tuple(
-                self._item(schema.Rule, rule, ("rules", index))
-                for index, rule in enumerate(rules if isinstance(rules, list) else ())
-            ),
+            rules=self._items(schema.Rule, values, "rules"),
             tenants=tenants,
+            limits=self._items(schema.SharedLimit, values, "limits"),
             unreadable=frozenset(
                 section
                 for section, shape in _SHAPES.items()
-                if not isinstance(values.get(section, {} if section == "tenants" else None), shape)
+                if not isinstance(values.get(section, _OPTIONAL.get(section)), shape)
             ),
         )
 
@@ -93,6 +91,12 @@ class _Reader:
         if not isinstance(given, dict):
             return {}
         return {name: self._item(kind, value, (section, name)) for name, value in given.items()}
+
+    def _items(self, kind: type[S], values: Mapping[str, Any], section: str) -> tuple[Read[S], ...]:
+        given = values.get(section)
+        if not isinstance(given, list):
+            return ()
+        return tuple(self._item(kind, value, (section, index)) for index, value in enumerate(given))
 
     def _item(self, kind: type[S], value: Any, path: KeyPath) -> Read[S]:
         return Read(self._good(kind, value, path) or _salvaged(kind, value), path)
@@ -141,9 +145,6 @@ class _Reader:
         key = context["discriminator"].strip("'")
         if not self._document.has((*path, key)):
             self._report.spoil((*path, key), "is missing")
-        elif context.get("tag") == "engine":
-            message = "'engine' (counting by the engine) is not in this version yet"
-            self._report.spoil((*path, key), message, "use huggingface, tiktoken or estimate")
         else:
             known = _quoted(context.get("expected_tags", ""))
             message = f"{self._report.shown((*path, key))} is not a kind of tokenizer"
@@ -158,12 +159,14 @@ class _Reader:
         return path
 
 
-_SHAPES: Mapping[str, type] = {"models": dict, "pools": dict, "rules": list, "tenants": dict}
+_SHAPES: Mapping[str, type] = {"models": dict, "pools": dict, "rules": list, "tenants": dict, "limits": list}
+_OPTIONAL: Mapping[str, Any] = {"tenants": {}, "limits": []}
 _STAND_INS: Mapping[str, Any] = {
     "models": {"tokenizer": {"kind": "estimate"}},
     "pools": {"engine": "x", "serves": "x", "replicas": [{"id": "x", "url": "http://x"}]},
     "rules": {"name": "x", "pools": ["x"]},
     "tenants": {},
+    "limits": {},
 }
 
 

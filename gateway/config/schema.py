@@ -120,6 +120,15 @@ Serves: TypeAlias = Annotated[
 ]
 JsonObject: TypeAlias = Annotated[dict[Text, Any], BeforeValidator(_typed_deep)]
 
+Shares: TypeAlias = Annotated[
+    list[Literal["tenant", "key", "model", "pool"]],
+    BeforeValidator(_listed, json_schema_input_type=str | list[str]),
+]
+
+MaybeCost: TypeAlias = Annotated[
+    Annotated[float, Field(gt=0, le=500_000, allow_inf_nan=False)] | None, _VARIABLE
+]
+Price: TypeAlias = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False), _VARIABLE]
 MaybeCount: TypeAlias = Annotated[Count | None, _VARIABLE]
 MaybeCountFromZero: TypeAlias = Annotated[CountFromZero | None, _VARIABLE]
 MaybeSeconds: TypeAlias = Annotated[Seconds | None, _VARIABLE]
@@ -146,6 +155,19 @@ class Timeouts(Section):
     """Seconds for one write to a client that does not read. Default 60."""
 
 
+class LimitSettings(Section):
+    mode: Literal["direct", "leased"] = "leased"
+    """With Redis: ask it for every admission, or spend slices of limits that were leased from it."""
+    timeout_ms: Annotated[float, Field(ge=5, le=5000, allow_inf_nan=False), _VARIABLE] = 100.0
+    """Milliseconds that Redis has for one answer."""
+    settle_tokens: Annotated[int, Field(ge=1, le=100_000), _VARIABLE] = 32
+    """Output tokens of a stream after which its reservation is corrected."""
+    settle_ms: Annotated[float, Field(ge=10, le=60_000, allow_inf_nan=False), _VARIABLE] = 250.0
+    """Milliseconds after which it is, if that is sooner."""
+    namespace: Name = "headgate"
+    """Prefix of all keys in Redis."""
+
+
 class Server(Section):
     listen: Address = ("127.0.0.1", 8080)
     """host:port of the API. Default 127.0.0.1:8080."""
@@ -154,7 +176,10 @@ class Server(Section):
     state: Text = "./.headgate"
     """Directory for what the gateway must remember, relative to this file."""
     redis_url: MaybeText = Field(None, repr=False)
-    """Reserved for limits shared by several processes; must be null in this version."""
+    """Where limits are kept that several processes share: redis://, rediss://, redis+sentinel:// or
+    redis+cluster://. Absent: in this process."""
+    limits: LimitSettings = LimitSettings()
+    """How limits are kept."""
     authentication: Literal["keys", "off"] = "keys"
     """`off` lets everyone in as the tenant `anonymous`; on loopback only, unless `--insecure`."""
     metrics: Literal["off", "loopback", "open"] = "loopback"
@@ -165,6 +190,53 @@ class Server(Section):
     """Seconds that streams in flight get to end after SIGTERM."""
     timeouts: Timeouts = Timeouts()
     """For all pools; a pool may override each."""
+
+
+# --------------------------------------------------------------------------------------------- limits
+
+
+class Limit(Section):
+    """At most so many of exactly one unit, over time or at a time."""
+
+    name: Name | None = None
+    """Shown where the limit says no; made of its place and unit where it has none."""
+    requests: MaybeCount = None
+    """Requests."""
+    tokens: MaybeCount = None
+    """Tokens, prompt and output."""
+    input_tokens: MaybeCount = None
+    """Tokens of prompts."""
+    output_tokens: MaybeCount = None
+    """Tokens of answers."""
+    cost: MaybeCost = None
+    """Money, in the currency unit of the models' `prices`."""
+    concurrent: MaybeCount = None
+    """Requests at a time. Without `per`."""
+    tokens_in_flight: MaybeCount = None
+    """Tokens, prompt and expected output, of the requests at a time. Without `per`."""
+    per: Literal["second", "minute", "hour", "day", "calendar_day", "calendar_month"] | None = None
+    """The period: refilled evenly over it, or, of calendar ones, a budget that starts anew with it (UTC)."""
+    model: ModelNames | None = None
+    """Only for these models."""
+    pool: OneOrMore | None = None
+    """Only for requests that these pools take."""
+    enforce: Flag = True
+    """`false`: only count what it would have refused."""
+    store_down: Literal["local", "closed", "open"] = "local"
+    """When Redis cannot be asked: this process's share of the amount, refuse with 503, or let through."""
+    overrun: Literal["finish", "cut"] = "finish"
+    """An answer that outruns its reservation when nothing is left: let it finish, or end it as `length`."""
+    clamp: Flag = False
+    """Where less output is left than expected, send a smaller max_tokens instead of refusing."""
+
+
+class SharedLimit(Limit):
+    """A limit for everybody, or for each of something."""
+
+    tenant: OneOrMore | None = None
+    """Only for these tenants."""
+    each: Shares = []
+    """The amount is for each tenant, key, model or pool by itself, or each combination of these."""
 
 
 # --------------------------------------------------------------------------------------------- models
@@ -184,8 +256,9 @@ class TiktokenTokenizer(Section):
     """Counts with a tiktoken vocabulary."""
     encoding: Text
     """E.g. `o200k_base`."""
-    path: Text
-    """The vocabulary file, relative to this file; it is never downloaded."""
+    path: MaybeText = None
+    """The vocabulary file, relative to this file; it is never downloaded. Without it, the encoding's file in
+    TIKTOKEN_CACHE_DIR under tiktoken's own name for it."""
 
 
 class EstimateTokenizer(Section):
@@ -195,8 +268,20 @@ class EstimateTokenizer(Section):
     """UTF-8 bytes per token."""
 
 
+class EngineTokenizer(Section):
+    kind: Literal["engine"]
+    """Asks an engine how many tokens a prompt has; estimates where it does not answer."""
+    pool: Name
+    """The pool whose replicas are asked; it serves this model."""
+    timeout_ms: Annotated[int, Field(gt=0, le=10_000), _VARIABLE] = 500
+    """Milliseconds for the answer."""
+    bytes_per_token: Annotated[float, Field(gt=0, le=64, allow_inf_nan=False), _VARIABLE] = 4.0
+    """UTF-8 bytes per token, where it is estimated and no ratio is learned."""
+
+
 Tokenizer: TypeAlias = Annotated[
-    HuggingFaceTokenizer | TiktokenTokenizer | EstimateTokenizer, Field(discriminator="kind")
+    HuggingFaceTokenizer | TiktokenTokenizer | EngineTokenizer | EstimateTokenizer,
+    Field(discriminator="kind"),
 ]
 
 
@@ -207,6 +292,43 @@ class MaxTokens(Section):
     """Most output tokens per choice."""
     policy: Literal["clamp", "refuse"] = "clamp"
     """A request for more than the ceiling: send less and say so, or answer 400."""
+    margin: Annotated[int, Field(ge=0, le=_MOST), _VARIABLE] = 0
+    """Tokens of the context, and of a pool's total, kept free between prompt and output. Default 0."""
+
+
+class Prices(Section):
+    """In any one currency; a million tokens."""
+
+    placeholders: ClassVar[Mapping[str, Any]] = {"input": 0.0, "output": 0.0}
+
+    input: Price
+    """A million prompt tokens."""
+    output: Price
+    """A million output tokens."""
+    cached_input: Annotated[Price | None, _VARIABLE] = None
+    """A million prompt tokens that the engine had in its cache. Default: as `input`."""
+
+
+class PerDetail(Section):
+    low: MaybeCountFromZero = None
+    """Tokens of an image with `detail: low`."""
+    high: MaybeCountFromZero = None
+    """Tokens of an image with `detail: high`."""
+
+
+class MediaTokens(Section):
+    """Parts of a kind that has no cost here are refused."""
+
+    image: MaybeCountFromZero = None
+    """Tokens of an image."""
+    per_detail: PerDetail = PerDetail()
+    """Of an image that names its `detail`."""
+    audio: MaybeCountFromZero = None
+    """Tokens of a piece of audio."""
+    video: MaybeCountFromZero = None
+    """Tokens of a video."""
+    file: MaybeCountFromZero = None
+    """Tokens of a file."""
 
 
 class Model(Section):
@@ -214,6 +336,11 @@ class Model(Section):
 
     tokenizer: Tokenizer
     """What counts the tokens of a prompt."""
+    count: Literal["exact", "auto", "estimate"] | None = None
+    """`exact`: every prompt by the tokenizer. `estimate`: by bytes and what was learned of them. `auto`, the
+    default where there is a tokenizer: estimated where nothing would be decided otherwise, else counted."""
+    drift_warn: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _VARIABLE] = 0.05
+    """Warn where most exact counts differ from the engine's by more than this part."""
     context: MaybeCount = None
     """Tokens of prompt and output together."""
     max_tokens: MaxTokens = MaxTokens()
@@ -222,6 +349,12 @@ class Model(Section):
     """Body fields used where the client gives none, e.g. `temperature`."""
     aliases: list[ModelName] = []
     """Other names that clients may use."""
+    media_tokens: MediaTokens = MediaTokens()
+    """What each part that is not text counts; such parts are taken only where they have a cost here."""
+    prices: Prices | None = None
+    """What `cost` limits count."""
+    limits: list[Limit] = []
+    """What all tenants together may use of this model."""
 
 
 # ---------------------------------------------------------------------------------------------- pools
@@ -321,6 +454,13 @@ class Range(Section):
     """At least."""
 
 
+class EstimateRange(Range):
+    """Bounds on the estimate; all given ones hold."""
+
+    if_clamped: MaybeCount = None
+    """It also holds where prompt and so many output tokens per choice pass; the output is bounded to fit."""
+
+
 class When(Section):
     """All given conditions must hold; a list means any of."""
 
@@ -330,7 +470,7 @@ class When(Section):
     """Tenant names."""
     priority_class: Classes | None = Field(None, alias="class")
     """Priority classes."""
-    estimated_total_tokens: Range | None = None
+    estimated_total_tokens: EstimateRange | None = None
     """Prompt and expected output together."""
     prompt_tokens: Range | None = None
     """The prompt alone."""
@@ -395,6 +535,8 @@ class Key(Section):
     """Shown in logs, where the key never is."""
     hash: Annotated[str, Field(pattern=DIGEST_PATTERN)] = Field(repr=False)
     """`sha256:` and the SHA-256 of the key, hex."""
+    limits: list[Limit] = []
+    """What this key may use, within what its tenant may."""
 
 
 class Allow(Section):
@@ -405,19 +547,6 @@ class Allow(Section):
 
     models: OneOrMore = ["*"]
     """Model names; * and ? are wildcards."""
-
-
-class Quota(Section):
-    """`requests` or `tokens`, not both; refilled evenly."""
-
-    placeholders: ClassVar[Mapping[str, Any]] = {"per": "minute"}
-
-    tokens: MaybeCount = None
-    """Tokens, prompt and output."""
-    requests: MaybeCount = None
-    """Requests."""
-    per: Literal["second", "minute", "hour", "day"]
-    """The period."""
 
 
 class Tenant(Section):
@@ -433,8 +562,8 @@ class Tenant(Section):
     """What the tenant may reach."""
     max_tokens: MaybeCount = None
     """Most output tokens per choice."""
-    limits: list[Quota] = []
-    """Limits over time."""
+    limits: list[Limit] = []
+    """What the tenant may use."""
 
 
 # ------------------------------------------------------------------------------------------ the whole
@@ -455,6 +584,8 @@ class RoutesFile(Section):
     """Tried in order; the first match wins."""
     tenants: dict[Name, Tenant] = {}
     """Who may call, and how much."""
+    limits: list[SharedLimit] = []
+    """What all tenants together, or each of them, may use."""
 
 
 def json_schema() -> dict[str, Any]:

@@ -23,6 +23,9 @@ send less and say so, or answer 400."""
 HopReason = Literal["unavailable", "failed", "overloaded", "too_long"]
 """Why a request may leave a pool for the next one of its chain."""
 
+CountPolicy = Literal["exact", "auto", "estimate"]
+"""Count every prompt, none, or those where the exact length could change a decision."""
+
 UpstreamStream = Literal["auto", "always", "client"]
 
 
@@ -34,6 +37,80 @@ class PriorityClass(enum.IntEnum):
     interactive = 2
 
 
+# ------------------------------------------------------------------------------------------- limits
+
+Unit = Literal[
+    "requests", "input_tokens", "output_tokens", "tokens", "cost", "concurrent", "tokens_in_flight"
+]
+"""What a limit counts. `concurrent` and `tokens_in_flight` are given back at a request's end."""
+
+Calendar = Literal["day", "month"]
+
+Share = Literal["tenant", "key", "model", "pool"]
+
+COST_UNIT = 10**10
+"""Costs are counted in this fraction of the currency unit that prices are written in: fine enough for
+prices of 0.0001 a million tokens, and 900,000 units still are exact in a double, which is what Lua has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `amount` of `unit`, over time or at a time, for a part of the traffic."""
+
+    name: str
+    """Unique in the file; errors, metrics and explain say it."""
+    unit: Unit
+    amount: int
+    """Requests or tokens; of `cost`, in 1 / COST_UNIT."""
+    per: int | None = None
+    """Seconds in which the amount is refilled, evenly. None for budgets and for what is given back."""
+    calendar: Calendar | None = None
+    """A budget: it starts anew with each day or month, UTC."""
+    tenants: tuple[str, ...] = ()
+    """Only requests of these; empty means of any. So are `keys`, `models` and `pools`."""
+    keys: tuple[str, ...] = ()
+    """Ids of keys of the one tenant that `tenants` names."""
+    models: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ()
+    each: tuple[Share, ...] = ()
+    """The amount is for each of these by itself, e.g. each tenant on each model; else for all together."""
+    enforce: bool = True
+    """False: it only counts what it would have refused."""
+    store_down: Literal["local", "closed", "open"] = "local"
+    """When the shared store cannot be asked: this process's share of the amount, refuse, or let through."""
+    overrun: Literal["finish", "cut"] = "finish"
+    """When an answer outruns its reservation and nothing is left: let it finish, or cut it."""
+    clamp: bool = False
+    """Where fewer output tokens are left than expected: send a smaller max_tokens instead of refusing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """1 / COST_UNIT per token."""
+
+    input: int
+    output: int
+    cached_input: int
+    """Of prompt tokens that the engine had in its cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """How limits are kept. `redis_url` None: in this process."""
+
+    redis_url: str | None = field(default=None, repr=False)
+    mode: Literal["direct", "leased"] = "leased"
+    """Ask Redis for every admission, or spend slices of limits locally."""
+    timeout: float = 0.1
+    """Seconds that one operation of the store may take."""
+    settle_tokens: int = 32
+    """Output tokens of a stream after which its reservation is corrected,"""
+    settle_seconds: float = 0.25
+    """or time, whichever is first."""
+    namespace: str = "headgate"
+    """Prefix of every key in Redis: gateways that share limits share it."""
+
+
 # --------------------------------------------------------------------------------------------- models
 
 
@@ -42,16 +119,20 @@ class TokenizerSpec:
     """Which tokenizer counts for a model.
 
     `huggingface`: `path` is a directory with tokenizer.json, tokenizer_config.json and a chat template.
-    `tiktoken`: `encoding` names an encoding, `path` its local vocabulary file (never fetched).
+    `tiktoken`: `encoding` names an encoding, `path` its local vocabulary file (never fetched); None: the one
+    in TIKTOKEN_CACHE_DIR.
+    `engine`: a replica of `pool` is asked; the estimate where it does not answer within `timeout` seconds.
     `estimate`: bytes divided by `bytes_per_token`; says of itself that it is an estimate.
     """
 
-    kind: Literal["huggingface", "tiktoken", "estimate"]
+    kind: Literal["huggingface", "tiktoken", "engine", "estimate"]
     path: str | None = None
     encoding: str | None = None
     chat_template: str | None = None
     """A template file, where it is not the tokenizer's own."""
     bytes_per_token: float = 4.0
+    pool: str | None = None
+    timeout: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +144,21 @@ class MaxTokens:
     ceiling: int | None = None
     policy: Literal["clamp", "refuse"] = "clamp"
     """What happens to a request for more than the ceiling (the tenant's or the model's)."""
+    margin: int = 0
+    """Tokens of the context, and of a pool's total, that are kept free between prompt and output."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaTokens:
+    """What a part of a chat that is not text costs, in tokens. None: such parts are not taken."""
+
+    image: int | None = None
+    image_low: int | None = None
+    """Of an image with `detail: low`; None: as any other."""
+    image_high: int | None = None
+    audio: int | None = None
+    video: int | None = None
+    file: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +171,13 @@ class Model:
     defaults: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     """Body fields used where the client gives none, e.g. `temperature`."""
     aliases: tuple[str, ...] = ()
+    count: CountPolicy = "auto"
+    """Whether prompts may be estimated. Without a tokenizer they always are."""
+    drift_warn: float = 0.05
+    """Part by which most exact counts may differ from the engine's before somebody is told."""
+    media_tokens: MediaTokens = MediaTokens()
+    prices: Prices | None = None
+    """None: it costs nothing."""
 
 
 # ---------------------------------------------------------------------------------------------- pools
@@ -173,6 +276,14 @@ class Range:
             and (self.gte is None or value >= self.gte)
         )
 
+    @property
+    def most(self) -> int | None:
+        """The largest number that the upper bounds let pass; None without one."""
+        return min(
+            (bound for bound in (self.lte, None if self.lt is None else self.lt - 1) if bound is not None),
+            default=None,
+        )
+
     def __str__(self) -> str:
         parts = ((">", self.gt), (">=", self.gte), ("<", self.lt), ("<=", self.lte))
         return " and ".join(f"{sign} {bound}" for sign, bound in parts if bound is not None)
@@ -186,6 +297,9 @@ class When:
     tenant: tuple[str, ...] = ()
     priority_class: tuple[PriorityClass, ...] = ()
     estimated_total_tokens: Range | None = None
+    if_clamped: int | None = None
+    """`estimated_total_tokens`, which then has an upper bound, also holds where prompt and so many output
+    tokens per choice pass below it; the output is then bounded to what fits."""
     prompt_tokens: Range | None = None
     stream: bool | None = None
 
@@ -222,16 +336,6 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Quota:
-    """One limit: at most `amount` of `unit` per `per` seconds, refilled evenly."""
-
-    unit: Literal["requests", "tokens"]
-    amount: int
-    per: int
-    """Seconds: 1, 60, 3600 or 86400."""
-
-
-@dataclass(frozen=True, slots=True)
 class Allow:
     """What a tenant may reach: model name patterns (`*`, `llama*`), and for each named label of a pool
     the values that are allowed. A label that is not named here is free."""
@@ -260,7 +364,6 @@ class Tenant:
     allow: Allow = Allow()
     max_tokens: int | None = None
     """Ceiling of output tokens per choice."""
-    quotas: tuple[Quota, ...] = ()
 
 
 ANONYMOUS = Tenant(name="anonymous")
@@ -283,6 +386,7 @@ class Server:
     """Bytes of a request body."""
     drain: float = 30.0
     """Seconds that streams in flight get to end after SIGTERM."""
+    limits: LimitSettings = LimitSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +402,8 @@ class Snapshot:
     tenants: Mapping[str, Tenant]
     aliases: Mapping[str, str]
     """Alias -> model name."""
+    limits: tuple[Limit, ...]
+    """All limits of the file, wherever they are written."""
     keys: Mapping[str, tuple[Tenant, Key]] = field(repr=False)
     """Key digest -> whose it is. In force is what the file says with the state store's overlay on it."""
 

@@ -7,7 +7,7 @@ Every change is synchronous; whoever takes a slot gets a `Slot`, whose `release`
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backends.contract import Engine, EngineError, ErrorKind, TransportError
+from backends.contract import Engine, EngineError, EngineLimits, ErrorKind, TransportError
 from gateway.config.snapshot import Replica
 from gateway.state.overlay import Drain
 
@@ -33,6 +33,8 @@ class ReplicaStatistics:
     """What the last probe said; None before the first one."""
     drained: Drain | None
     """Who took it out of service, and when; None where nobody did."""
+    told: EngineLimits
+    """What it said of its limits."""
 
 
 class ReplicaLedger:
@@ -48,6 +50,8 @@ class ReplicaLedger:
         self.ready: bool | None = None
         self.drained: Drain | None = None
         """Set: it gets no new requests, whatever becomes of the others."""
+        self.told = EngineLimits()
+        """What it said of its limits when it was last asked."""
         self._watchers: list[Callable[[], None]] = []
         self._clock = clock
         self._failures = 0
@@ -128,6 +132,7 @@ class ReplicaLedger:
             requests_total=self.requests_total,
             ready=self.ready,
             drained=self.drained,
+            told=self.told,
         )
 
 

@@ -1,18 +1,23 @@
-"""Probing: ask each replica, now and then, whether it is well.
+"""Probing: ask each replica, now and then, whether it is well, and what it takes.
 
-Probes use httpx: they are control plane, few, and wanted readable. A probe's answer only moves a replica
-to the front or the back of the queue; traffic itself tells more (an engine can be dead behind a healthy
-HTTP server), so a replica that is not ready is avoided, never forbidden.
+Probes are control plane, few, and wanted readable. A probe's answer only moves a replica to the front or the
+back of the queue; traffic itself tells more (an engine can be dead behind a healthy HTTP server), so a
+replica that is not ready is avoided, never forbidden.
+
+A replica that is well is also asked for its limits: when probing begins (at the start, after a reload), when
+it comes back (a restarted engine may have others), and now and then, for it may restart between two probes.
 """
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import httpx
 
 from backends.contract import Endpoint
+from gateway.asking import NoAnswer, ask, ask_all, client_for
+from gateway.fleet.engine_limits import first_name, limits_for
 from gateway.fleet.ledger import ReplicaLedger
 
 log = logging.getLogger("headgate.probing")
@@ -21,65 +26,87 @@ INTERVAL = 5.0
 TIMEOUT = 3.0
 """Seconds between two probes of a replica, and for one of them."""
 MAX_ANSWER = 65536
-"""Bytes of a health answer that are looked at."""
+"""Bytes of a health answer; an engine whose answer is longer is not well."""
+MAX_METADATA = 1024 * 1024
+"""Bytes of an answer about models and limits; a longer one tells nothing."""
+ASK_EVERY = 12
+"""Probes after which a replica that stayed well is asked for its limits again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A replica to be probed."""
+
+    ledger: ReplicaLedger
+    endpoint: Endpoint
+    serves: tuple[str, ...]
+    """Models that are meant there, as the engine calls them."""
+    probed: Callable[[], None]
+    """Called after each probe."""
+    learned: Callable[[], None]
+    """Called when it told other limits than before."""
 
 
 class Prober:
-    """Keeps `ReplicaLedger.ready` true to life."""
+    """Keeps `ReplicaLedger.ready` and `ReplicaLedger.told` true to life."""
 
-    def __init__(self, targets: Iterable[tuple[ReplicaLedger, Endpoint, Callable[[], None]]]) -> None:
-        """Each target: the replica, where it is, and what to call after a probe."""
+    def __init__(self, targets: Iterable[Target]) -> None:
         self._targets = tuple(targets)
 
     async def run(self) -> None:
         """Probe every replica, for ever."""
         async with asyncio.TaskGroup() as group:
-            for ledger, endpoint, changed in self._targets:
-                group.create_task(self._watch(ledger, endpoint, changed))
+            for target in self._targets:
+                group.create_task(self._watch(target))
 
-    async def _watch(self, ledger: ReplicaLedger, endpoint: Endpoint, changed: Callable[[], None]) -> None:
+    async def _watch(self, target: Target) -> None:
         while True:
             try:
-                verify = await asyncio.to_thread(ssl_context, endpoint)
-                async with httpx.AsyncClient(verify=verify, timeout=TIMEOUT, trust_env=False) as client:
-                    while True:
-                        await self.probe(client, ledger, endpoint, changed)
-                        await asyncio.sleep(INTERVAL)
+                async with client_for(target.endpoint) as client:
+                    await self._keep_asking(client, target)
             except (OSError, ValueError) as error:  # a CA file that is not there or is none
-                self._note(ledger, False, f"health: {error}")
+                self._note(target.ledger, False, f"health: {error}")
             await asyncio.sleep(INTERVAL)
 
-    async def probe(
-        self,
-        client: httpx.AsyncClient,
-        ledger: ReplicaLedger,
-        endpoint: Endpoint,
-        changed: Callable[[], None],
-    ) -> None:
-        """One probe; calls `changed` after it."""
-        adapter = ledger.engine.adapter
-        question = adapter.health_request()
+    async def _keep_asking(self, client: httpx.AsyncClient, target: Target) -> None:
+        until_limits = 0  # probes
+        while True:
+            if not await self.probe(client, target):
+                until_limits = 0
+            elif until_limits:
+                until_limits -= 1
+            elif await self.ask_limits(client, target):
+                until_limits = ASK_EVERY
+            await asyncio.sleep(INTERVAL)
+
+    async def probe(self, client: httpx.AsyncClient, target: Target) -> bool:
+        """One probe; whether the replica is well."""
+        adapter = target.ledger.engine.adapter
         try:
-            async with (
-                asyncio.timeout(TIMEOUT),
-                client.stream(
-                    question.method,
-                    endpoint.base_url + question.path,
-                    headers={**endpoint.headers, **question.headers},
-                    content=question.body,
-                ) as answer,
-            ):
-                body = b""
-                async for piece in answer.aiter_bytes():
-                    body += piece
-                    if len(body) > MAX_ANSWER:
-                        break
-            ready = adapter.read_health(answer.status_code, body).ready
-            why = f"health answers {answer.status_code}"
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            ready, why = False, f"health: {str(error) or type(error).__name__}"
-        self._note(ledger, ready, why)
-        changed()
+            answer = await ask(
+                client, target.endpoint, adapter.health_request(), seconds=TIMEOUT, most=MAX_ANSWER
+            )
+            ready = adapter.read_health(answer.status, answer.body).ready
+            why = f"health answers {answer.status}"
+        except NoAnswer as reason:
+            ready, why = False, f"health: {reason}"
+        self._note(target.ledger, ready, why)
+        target.probed()
+        return ready
+
+    async def ask_limits(self, client: httpx.AsyncClient, target: Target) -> bool:
+        """Ask what it takes; whether it answered. Where it does not, what it told before stays."""
+        adapter = target.ledger.engine.adapter
+        questions = adapter.metadata_requests(first_name(target.serves))
+        answers = await ask_all(client, target.endpoint, questions, seconds=TIMEOUT, most=MAX_METADATA)
+        told = limits_for(adapter.read_metadata(answers), target.serves)
+        telling = told.context_tokens is not None or told.prompt_tokens is not None
+        statuses = [answer.status for answer in answers.values()]
+        whole = len(statuses) == len(questions) and all(200 <= status < 300 for status in statuses)
+        if (telling or whole) and told != target.ledger.told:
+            target.ledger.told = told
+            target.learned()
+        return len(statuses) == len(questions) and max(statuses, default=0) < 500
 
     def _note(self, ledger: ReplicaLedger, ready: bool, why: str) -> None:
         before, ledger.ready = ledger.ready, ready
@@ -91,10 +118,3 @@ class Prober:
             ledger.last_error = why
             if before is not False:
                 log.warning("replica is not ready", extra=fields)
-
-
-def ssl_context(endpoint: Endpoint) -> ssl.SSLContext | bool:
-    """Loading CA files takes milliseconds: call it off the loop."""
-    if not endpoint.base_url.startswith("https:"):
-        return False
-    return ssl.create_default_context(cafile=endpoint.ca_file)

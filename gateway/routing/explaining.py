@@ -1,17 +1,19 @@
-"""Explaining: the same decisions as for a real request, written down. Nothing is sent or charged."""
+"""Explaining: the same decisions as for a real request, written down. Nothing is charged, and nothing sent
+but, where an engine counts for the model, that question."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.call import Call, Estimate
+from gateway.call import Call
 from gateway.config.snapshot import Pool
 from gateway.errors import ContextLengthExceeded
 from gateway.queueing.pool_queue import PoolQueue
 from gateway.routing.router import Route, Target, refusal_of, refused_at
 
 
-def explain(call: Call, estimate: Estimate, route: Route, queues: Mapping[str, PoolQueue]) -> dict[str, Any]:
+def explain(call: Call, route: Route, queues: Mapping[str, PoolQueue]) -> dict[str, Any]:
     """Every rule tried, the count, the bounds, the chain, each candidate, and why; plain JSON."""
+    estimate = route.estimate
     first = next((each for each in route.chain if each.usable or refused_at(route.rule, each)), None)
     refusal = refusal_of(route) if first is None else first.refusal
     return {
@@ -24,6 +26,8 @@ def explain(call: Call, estimate: Estimate, route: Route, queues: Mapping[str, P
             "tokens": estimate.prompt.tokens,
             "exact": estimate.prompt.exact,
             "source": estimate.prompt.source,
+            "tier": estimate.prompt.tier,
+            "why": estimate.prompt.why,
         },
         "max_tokens": {
             "asked": estimate.bound.asked,
@@ -34,6 +38,7 @@ def explain(call: Call, estimate: Estimate, route: Route, queues: Mapping[str, P
         "estimate": {
             "output": estimate.output,
             "output_by": estimate.output_by,
+            "mean": estimate.mean,
             "n": call.request.n,
             "total": estimate.total,
         },
@@ -41,7 +46,7 @@ def explain(call: Call, estimate: Estimate, route: Route, queues: Mapping[str, P
             {
                 "rule": trial.rule,
                 "matched": trial.mismatch is None,
-                "why": trial.mismatch or "every condition holds",
+                "why": trial.mismatch or trial.clamped or "every condition holds",
             }
             for trial in route.tried
         ],
@@ -64,8 +69,10 @@ def _target(target: Target, queue: PoolQueue) -> dict[str, Any]:
         "usable": target.usable,
         "why": _why(target),
         "max_tokens": target.fit.sent,
+        "by": target.fit.by,
         "clamped": target.fit.clamped,
         "limits": _limits(pool),
+        "configured_limits": _limits(queue.pool),
         "candidates": _candidates(queue),
     }
 

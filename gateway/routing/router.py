@@ -18,7 +18,7 @@ from gateway.errors import (
     Unavailable,
     UnsupportedByEngine,
 )
-from gateway.tokens.bounding import PoolFit, bound_output, fit_pool
+from gateway.tokens.bounding import PoolFit, bound_output, bounded_by, fit_pool, fit_rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class RuleTrial:
 
     rule: str
     mismatch: str | None
+    clamped: str | None = None
+    """Of a winner: the condition that holds only because the output was bounded, and to what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Route:
     rule: Rule
     chain: tuple[Target, ...]
     tried: tuple[RuleTrial, ...]
+    estimate: Estimate
+    """What the request is expected to cost on this route: less where the rule bounds its output."""
 
 
 def choose_route(snapshot: Snapshot, call: Call, estimate: Estimate) -> Route:
@@ -58,11 +62,20 @@ def choose_route(snapshot: Snapshot, call: Call, estimate: Estimate) -> Route:
     tried: list[RuleTrial] = []
     for rule in snapshot.rules:
         mismatch = mismatch_of(rule.when, call, estimate)
-        tried.append(RuleTrial(rule.name, mismatch))
+        clamped = None
+        if mismatch is not None and (fitted := fit_rule(rule.name, rule.when, estimate, call.model)):
+            other = mismatch_of(rule.when, call, fitted)
+            if other is None:
+                clamped, mismatch, estimate = _clamped(mismatch, fitted), None, fitted
+        tried.append(RuleTrial(rule.name, mismatch, clamped))
         if mismatch is None:
             chain = tuple(target_of(snapshot, rule, hop, call, estimate) for hop in rule.chain)
-            return Route(rule, chain, tuple(tried))
+            return Route(rule, chain, tuple(tried), estimate)
     raise ModelNotFound(f"No rule takes the model {call.asked_model!r} of this request.", param="model")
+
+
+def _clamped(mismatch: str, fitted: Estimate) -> str:
+    return f"{mismatch}, but holds with the output bounded to {fitted.bound.tokens}"
 
 
 def mismatch_of(when: When, call: Call, estimate: Estimate) -> str | None:
@@ -96,6 +109,8 @@ def target_of(snapshot: Snapshot, rule: Rule, hop: Hop, call: Call, estimate: Es
             )
         except BadRequest as error:
             return Target(pool, model, "", PoolFit(None, False, False, error.message), error)
+        if estimate.bound.by == f"rule {rule.name}" and estimate.bound.tokens is not None:
+            bound = bounded_by(bound, estimate.bound.tokens, estimate.bound.by)
     fit = fit_pool(bound, model, pool.limits, estimate.prompt)
     engine_model = engine_model_of(pool, model, call)
     refusal = _refusal(pool, model, engine_model, fit, rule.fit, call)

@@ -26,6 +26,8 @@ class RequestRecord:
         "answering_model",
         "attempts",
         "completion_tokens",
+        "cut_by",
+        "cut_off",
         "engine",
         "error_code",
         "estimated_total",
@@ -39,8 +41,10 @@ class RequestRecord:
         "path",
         "pool",
         "priority_class",
+        "prompt_tier",
         "prompt_tokens",
         "queued",
+        "rate_headers",
         "received",
         "replica",
         "request_id",
@@ -91,6 +95,8 @@ class RequestRecord:
         self.attempts = 0
         self.prompt_tokens: int | None = None
         """The gateway's count."""
+        self.prompt_tier: str | None = None
+        """Who counted: `exact`, `cached` or `estimate`."""
         self.estimated_total: int | None = None
         self.max_tokens: int | None = None
         """Sent to the engine, per choice."""
@@ -98,6 +104,12 @@ class RequestRecord:
         """What cut it below what the client asked for; None where nothing did."""
         self.completion_tokens = 0
         self.usage_source: Literal["engine", "counted"] = "counted"
+        self.cut_by: str | None = None
+        """The limit that cut the answer short."""
+        self.cut_off = False
+        """The gateway ends what is left after its drain, this request too."""
+        self.rate_headers: Callable[[], list[tuple[str, str]]] = list
+        """The `x-ratelimit-*` headers: how the limits stood when they were asked."""
         self.queued = 0.0
         """Seconds spent waiting for a replica."""
         self.upstream_wait = 0.0
@@ -120,13 +132,14 @@ class RequestRecord:
         return max(0.0, until - self.received - self.queued - self.upstream_wait)
 
     def headers(self, now: float) -> list[tuple[bytes, bytes]]:
-        """The `x-headgate-*` headers: who answered, or failed to, and what it took so far."""
+        """`x-headgate-*`: who answered, or failed to, and what it took so far; and `x-ratelimit-*`."""
         facts: list[tuple[str, object]] = [
             ("pool", self.pool),
             ("replica", self.replica),
             ("rule", self.rule),
             ("attempts", self.attempts or None),
             ("prompt-tokens", self.prompt_tokens),
+            ("prompt-count", self.prompt_tier),
             ("max-tokens", self.max_tokens),
             ("max-tokens-bound-by", self.max_tokens_by),
             ("model", self.answering_model),
@@ -134,7 +147,8 @@ class RequestRecord:
         if self.rule is not None:
             facts.append(("queue-ms", f"{self.queued * 1e3:.1f}"))
             facts.append(("overhead-ms", f"{self.overhead(now) * 1e3:.1f}"))
-        return [(f"x-headgate-{name}".encode(), str(v).encode()) for name, v in facts if v is not None]
+        headers = [(f"x-headgate-{name}".encode(), str(v).encode()) for name, v in facts if v is not None]
+        return headers + [(name.encode(), value.encode()) for name, value in self.rate_headers()]
 
     def as_row(self, now: float) -> dict[str, Any]:
         """The record for people: admin listing and log line."""
@@ -159,10 +173,12 @@ class RequestRecord:
             "engine": self.engine,
             "attempts": self.attempts,
             "prompt_tokens": self.prompt_tokens,
+            "prompt_count": self.prompt_tier,
             "estimated_total": self.estimated_total,
             "max_tokens": self.max_tokens,
             "max_tokens_by": self.max_tokens_by,
             "completion_tokens": self.completion_tokens,
+            "cut_by": self.cut_by,
             "usage_source": self.usage_source,
             "queue_ms": round(self.queued * 1e3, 2),
             "ttft_ms": None if ttft is None else round(ttft, 2),

@@ -1,21 +1,26 @@
 """Output bounds: what policy allows before a pool is chosen, and what a pool leaves. Pure.
 
-Two steps, because a pool is chosen between them (steps 4 and 9 of a request's way (pipeline.py)):
+Three steps, because rules and pools are looked at between them (steps 4, 6 and 9 of a request's way
+(pipeline.py)):
 
-    bound_output   min(asked, tenant's ceiling, model's ceiling, context - prompt)
-    fit_pool       min(that, pool's total - prompt), at every attempt
+    bound_output   min(asked, tenant's ceiling, model's ceiling, context - prompt - margin)
+    fit_rule       min(that, what a rule with `if_clamped` leaves), where only so the rule holds
+    fit_pool       min(that, pool's total - prompt - margin), at every attempt
 
 Where the client asked for nothing, `asked` takes no part in the minimum; it does not become the ceiling.
 All bounds are tokens per choice, and a prompt means the longest one where a completion has several.
+
+The margin is the model's. Of a prompt that was only estimated the error of its count is kept free too, but at
+most half of the room: a doubtful count may cost some output, and must not cost the answer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gateway.call import Bound, PromptCount
-from gateway.config.snapshot import Model, PoolLimits, Tenant
+from gateway.call import Bound, Estimate, PromptCount
+from gateway.config.snapshot import Model, PoolLimits, Tenant, When
 from gateway.errors import BadRequest, ContextLengthExceeded
 
-__all__ = ["PoolFit", "bound_output", "fit_pool"]
+__all__ = ["PoolFit", "bound_output", "bounded_by", "fit_pool", "fit_rule"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,8 @@ class PoolFit:
     """`sent` is less than the client asked for, whoever cut it: to be disclosed."""
     why: str
     """Why it does not fit, for people; empty where it fits."""
+    by: str = "nothing"
+    """What set `sent`: as in Bound, or `default`, or `pool`."""
 
 
 def bound_output(
@@ -41,19 +48,21 @@ def bound_output(
     Raises ContextLengthExceeded where the prompt leaves no room in the context, and, under the model's
     `refuse` policy, where prompt and asked output pass it; BadRequest (`max_tokens_too_large`) where a
     `refuse` policy meets a request above the tenant's or the model's ceiling. `param` names the field that
-    holds the prompt.
+    holds the prompt. Of the context, the model's margin counts as used.
 
-    A prompt that was only estimated is refused from twice the context on: below that the engine, which
-    counts, has the last word, and the context does not bound the output.
+    A prompt that was only estimated is refused where the least that it may have is too much, or, while no
+    error is known, twice the context: below that the engine, which counts, has the last word, and the context
+    does not bound the output.
     """
     room = None
     if model.context is not None:
-        if prompt.longest < model.context:
-            room = model.context - prompt.longest
-        elif prompt.exact or prompt.longest >= 2 * model.context:
+        room = _room(model.context, prompt, model)
+        if room < 1 and not prompt.exact and prompt.least < model.context - model.max_tokens.margin:
+            room = None
+        elif room < 1:
             raise ContextLengthExceeded(
-                f"This model's maximum context length is {model.context} tokens, but the prompt has "
-                f"{_tokens(prompt)}. Please shorten the prompt.",
+                f"This model's maximum context length is {model.context} tokens{_kept(model)}, "
+                f"but the prompt has {_tokens(prompt)}. Please shorten the prompt.",
                 param=param,
             )
 
@@ -70,8 +79,9 @@ def bound_output(
                 )
         if room is not None and asked > room:
             raise ContextLengthExceeded(
-                f"This model's maximum context length is {model.context} tokens, but you asked for "
-                f"{prompt.longest + asked}: {_tokens(prompt)} of prompt and {asked} of output.",
+                f"This model's maximum context length is {model.context} tokens{_kept(model)}, "
+                f"but you asked for {prompt.longest + asked}: {_tokens(prompt)} of prompt and {asked} of "
+                "output.",
                 param=param,
             )
 
@@ -81,11 +91,44 @@ def bound_output(
         (model.max_tokens.ceiling, "model"),
         (room, "context"),
     )
-    known = [(tokens, by) for tokens, by in ceilings if tokens is not None]
-    if not known:
-        return Bound(tokens=None, asked=None, by="nothing", clamped=False)
-    tokens, by = min(known, key=lambda one: one[0])  # the first of equals: what was asked is not a clamp
+    tokens, by = _least(*ceilings)  # the first of equals: what was asked is not a clamp
+    if tokens is None:
+        return Bound(tokens=None, asked=None, by=by, clamped=False)
     return Bound(tokens=tokens, asked=asked, by=by, clamped=asked is not None and tokens < asked)
+
+
+def bounded_by(bound: Bound, tokens: int, by: str) -> Bound:
+    """`bound`, and no more than `tokens` either."""
+    if bound.tokens is not None and bound.tokens <= tokens:
+        return bound
+    return Bound(tokens, bound.asked, by, clamped=bound.asked is not None and tokens < bound.asked)
+
+
+def fit_rule(rule: str, when: When, estimate: Estimate, model: Model) -> Estimate | None:
+    """The estimate with its output bounded so that `when.estimated_total_tokens` holds, by `if_clamped`.
+
+    None where that is not given, or prompt and so many tokens for each choice do not pass below its bound.
+    For requests that do not pass as they are.
+    """
+    span = when.estimated_total_tokens
+    if when.if_clamped is None or span is None or span.most is None:
+        return None
+    prompt, choices = estimate.prompt, estimate.choices
+    each = _left((span.most - prompt.tokens) // choices, prompt, model)
+    if each < when.if_clamped:
+        return None
+    output = min(estimate.output, each)
+    total = prompt.tokens + choices * output
+    if not span.holds(total):
+        return None  # below its lower bound: cut down, it is another rule's
+    return replace(
+        estimate,
+        bound=bounded_by(estimate.bound, each, f"rule {rule}"),
+        output=output,
+        output_by=estimate.output_by if output == estimate.output else "bound",
+        mean=min(estimate.mean, each),
+        total=total,
+    )
 
 
 def fit_pool(bound: Bound, model: Model, limits: PoolLimits, prompt: PromptCount) -> PoolFit:
@@ -97,24 +140,42 @@ def fit_pool(bound: Bound, model: Model, limits: PoolLimits, prompt: PromptCount
     if limits.prompt is not None and prompt.longest > limits.prompt:
         why = f"the prompt has {_tokens(prompt)}, the pool takes {limits.prompt}"
         return PoolFit(sent=None, fits=False, clamped=False, why=why)
-    left = None if limits.total is None else limits.total - prompt.longest
+    left = None if limits.total is None else _room(limits.total, prompt, model)
     if left is not None and left < 1:
         why = f"the prompt has {_tokens(prompt)}, the pool takes {limits.total} with the output"
+        why += _kept(model)
         return PoolFit(sent=None, fits=False, clamped=False, why=why)
 
     if bound.asked is not None:
-        sent = _least(bound.tokens, left)
-        if bound.tokens is not None and left is not None and bound.tokens > left:
+        sent, by = _least((bound.tokens, bound.by), (left, "pool"))
+        if by == "pool":
             why = f"{bound.tokens} output tokens asked, the pool leaves {left} of {limits.total}"
-            return PoolFit(sent=sent, fits=False, clamped=True, why=why)
-        return PoolFit(sent=sent, fits=True, clamped=bound.clamped, why="")
-    return PoolFit(
-        sent=_least(model.max_tokens.default, bound.tokens, left), fits=True, clamped=False, why=""
-    )
+            return PoolFit(sent=sent, fits=False, clamped=True, why=why, by=by)
+        return PoolFit(sent=sent, fits=True, clamped=bound.clamped, why="", by=by)
+    sent, by = _least((bound.tokens, bound.by), (model.max_tokens.default, "default"), (left, "pool"))
+    return PoolFit(sent=sent, fits=True, clamped=False, why="", by=by)
 
 
-def _least(*bounds: int | None) -> int | None:
-    return min((bound for bound in bounds if bound is not None), default=None)
+def _room(total: int, prompt: PromptCount, model: Model) -> int:
+    """Output tokens per choice that `total` tokens leave beside the prompt; below 1: none."""
+    return _left(total - prompt.longest, prompt, model)
+
+
+def _left(tokens: int, prompt: PromptCount, model: Model) -> int:
+    """What is left of `tokens` for the output, less the margin and the error of an estimated count."""
+    left = tokens - model.max_tokens.margin
+    return left - min(prompt.error, left // 2) if left > 1 and not prompt.exact else left
+
+
+def _kept(model: Model) -> str:
+    margin = model.max_tokens.margin
+    return f", {margin} of them kept free" if margin else ""
+
+
+def _least(*bounds: tuple[int | None, str]) -> tuple[int | None, str]:
+    """The least of what is known, and whose it is: the first of equals."""
+    known = [(tokens, by) for tokens, by in bounds if tokens is not None]
+    return min(known, key=lambda one: one[0]) if known else (None, "nothing")
 
 
 def _tokens(prompt: PromptCount) -> str:

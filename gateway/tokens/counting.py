@@ -7,55 +7,49 @@ enough to keep the loop running; what is bounded is how much of it there can be:
     too many jobs waiting            estimated at once
     no result within `seconds`       estimated; the thread ends alone and its result is dropped
     a counter that fails or panics   estimated
+    an engine that does not tell     estimated (`engine_counts`, for models that an engine counts for)
 
 So counting never hangs a request; it becomes inexact, says so in its PromptCount, and is
 counted in `statistics()`. Long texts have a thread of their own, so that a few of them (1 MB of text costs
 up to 0.7 s) do not stand in front of everybody's short ones.
-
-A chat is counted as written: rendered with its template, control tokens left alone, because that is what an
-engine with a template of its own will see. A chat rendered for an engine that takes text is neutralised
-(see `templates`), and counted again where that changed it.
 """
 
-import asyncio
-import logging
-import math
+import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import TypeVar
 
 import msgspec
 
 from backends.contract import GenerateRequest
-from gateway.call import PromptCount
+from gateway.call import Call, PromptCount, Weighed
 from gateway.config.snapshot import Model, Snapshot, TokenizerSpec
-from gateway.errors import BadRequest, GatewayError, Unavailable, UnsupportedByEngine
+from gateway.errors import BadRequest, Unavailable, UnsupportedByEngine
+from gateway.tokens.caching import CacheStatistics
 from gateway.tokens.counters import (
-    EstimateCounter,
-    HuggingFaceCounter,
-    TiktokenCounter,
-    TokenCounter,
     TokenizerError,
-    TransformersCounter,
-    utf8_length,
 )
-from gateway.tokens.templates import ChatTemplate, ControlTokens, TemplateSource
+from gateway.tokens.engine_counts import EngineCounts
+from gateway.tokens.lanes import Lane, NotCounted, Reason, guarded
+from gateway.tokens.media import with_media
+from gateway.tokens.prompts import (
+    LOOP_VALUES,
+    count_of,
+    has_media,
+    prompts_in,
+    size_of,
+    size_within,
+    texts_in,
+    token_ids,
+)
+from gateway.tokens.tiers import Expected, Form, Room, Tiers, Told
+from gateway.tokens.tokenizing import Tokenized, Tokenizer, assumed, estimated, overheads
 
-__all__ = ["Counting", "CountingLimits", "CountingStatistics", "Prepared", "Tokenized", "Tokenizer"]
-
-log = logging.getLogger(__name__)
+__all__ = ["Counting", "CountingLimits", "CountingStatistics", "Prepared"]
 
 T = TypeVar("T")
-
-Reason = Literal["too long", "busy", "slow", "failed"]
-"""Why a prompt was estimated although its model has a tokenizer."""
-
-TOKENS_PER_MESSAGE = 4
-"""Assumed for role and separators where no template is known; OpenAI's cookbook has 3 to 4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +77,8 @@ class CountingStatistics:
     """Jobs waiting or at work."""
     abandoned: int
     """Jobs still at work though nobody waits for them any more."""
+    cache: CacheStatistics = CacheStatistics()  # noqa: RUF009 - frozen
+    """Of all tokenizers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,213 +90,29 @@ class Prepared:
     rendered: str
 
 
-@dataclass(frozen=True, slots=True)
-class Tokenized:
-    """A prompt counted and, where the model has a tokenizer and the text is not long, its tokens."""
-
-    count: PromptCount
-    ids: Sequence[int] | None = None
-    strings: Sequence[str] | None = None
-
-
-# -------------------------------------------------------------------------------------- tokenizers
-
-
-@dataclass(frozen=True, slots=True)
-class Tokenizer:
-    """What a TokenizerSpec names, loaded. Synchronous; its methods run in a thread."""
-
-    counter: TokenCounter
-    template: ChatTemplate | None
-
-    @classmethod
-    def load(cls, spec: TokenizerSpec) -> "Tokenizer":
-        """Reads files and takes up to a second; needs no network. Raises TokenizerError."""
-        directory = None
-        counter: TokenCounter
-        if spec.kind == "estimate":
-            if spec.chat_template is not None:
-                raise TokenizerError("a chat_template needs a tokenizer that knows its control tokens")
-            return cls(EstimateCounter(spec.bytes_per_token), None)
-        if spec.path is None:
-            raise TokenizerError(f"a tokenizer of kind {spec.kind} needs a path")
-        if spec.kind == "tiktoken":
-            counter = TiktokenCounter.from_file(Path(spec.path), spec.encoding or "")
-        else:
-            directory = Path(spec.path)
-            if not directory.is_dir():
-                raise TokenizerError(f"{directory} is not a directory")
-            if (directory / "tokenizer.json").is_file():
-                counter = HuggingFaceCounter.from_directory(directory)
-            else:
-                counter = TransformersCounter.from_directory(directory)
-        source = TemplateSource.read(directory, Path(spec.chat_template) if spec.chat_template else None)
-        if source is None:
-            return cls(counter, None)
-        return cls(counter, ChatTemplate(source, ControlTokens.proved(counter, source.text)))
-
-    def count(self, request: GenerateRequest) -> PromptCount:
-        """The prompt as an engine with a template of its own will see it."""
-        if request.messages is None:
-            texts = _prompt_texts(request)
-            counts = [self.counter.count(text, add_special_tokens=True) for text in texts]
-            return _sum(counts, exact=self.counter.exact, source=self.counter.source)
-        if self.template is None:
-            parts = sum(self.counter.count(text, add_special_tokens=False) for text in _texts(request))
-            tokens = parts + TOKENS_PER_MESSAGE * (len(request.messages) + 1)
-            return _sum([tokens], exact=False, source=f"{self.counter.source}, no chat template")
-        tokens = self.counter.count(self._render(request, neutralise=False), add_special_tokens=False)
-        if _has_media(request):
-            return _sum([tokens], exact=False, source=f"{self.counter.source}, text parts only")
-        return _sum([tokens], exact=self.counter.exact, source=self.counter.source)
-
-    def tokenize(
-        self, request: GenerateRequest, *, add_special_tokens: bool, ids: bool, strings: bool
-    ) -> Tokenized:
-        """One prompt, or a chat in the model's template, with its `ids` and `strings` where asked for."""
-        if request.messages is None:
-            (text,) = _prompt_texts(request)
-        else:
-            text = self._render(request, neutralise=False)
-        if not ids:
-            tokens = self.counter.count(text, add_special_tokens=add_special_tokens)
-            return Tokenized(_sum([tokens], exact=self.counter.exact, source=self.counter.source))
-        found = self.counter.ids(text, add_special_tokens=add_special_tokens)
-        count = _sum([len(found)], exact=self.counter.exact, source=self.counter.source)
-        return Tokenized(count, found, self.counter.strings(found) if strings else None)
-
-    def render(self, request: GenerateRequest, *, adds_bos: bool) -> tuple[str, bool]:
-        """The chat as text for an engine, neutralised, and whether it has the tokens that `count` counts:
-        nothing had to be neutralised, and there is the same BOS.
-
-        Raises UnsupportedByEngine where the messages are not all text, BadRequest where the template
-        refuses them.
-        """
-        assert self.template is not None
-        if request.parameters.get("continue_final_message"):
-            raise UnsupportedByEngine(
-                "This engine cannot continue the last message.", param="continue_final_message"
-            )
-        full = self._render(request, neutralise=True)
-        text = self.template.strip_bos(full) if adds_bos else full
-        same_bos = not adds_bos or text != full
-        return text, same_bos and full == self._render(request, neutralise=False)
-
-    def count_rendered(self, text: str, *, adds_bos: bool) -> PromptCount:
-        """A text of `render`, with the BOS that the engine adds."""
-        tokens = self.counter.count(text, add_special_tokens=adds_bos)
-        return _sum([tokens], exact=self.counter.exact, source=self.counter.source)
-
-    def _render(self, request: GenerateRequest, *, neutralise: bool) -> str:
-        assert self.template is not None
-        assert request.messages is not None
-        tools = request.parameters.get("tools")
-        variables = request.parameters.get("chat_template_kwargs")
-        return self.template.render(
-            request.messages,
-            tools=tools if isinstance(tools, list) else None,
-            variables=variables if isinstance(variables, Mapping) else None,
-            add_generation_prompt=request.parameters.get("add_generation_prompt") is not False,
-            neutralise=neutralise,
-            drop_media=not neutralise,
-        )
-
-
-# ----------------------------------------------------------------------------------------- threads
-
-
-class _NotCounted(Exception):
-    """A turn in the way, caught in this module: estimate instead."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason)
-        self.reason: Reason = reason
-
-
-class _Lane:
-    """A few threads, a bounded line before them, and a limit on how long anybody waits for a result."""
-
-    def __init__(self, name: str, threads: int, waiting: int, seconds: float) -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"counting-{name}")
-        self._threads = threads
-        self._waiting = waiting
-        self._seconds = seconds
-        self.jobs: set[Future[Any]] = set()
-        self.abandoned: set[Future[Any]] = set()
-
-    async def run(self, work: Callable[[], T], *, bounded: bool = True) -> T:
-        """The result of `work`. Raises what it raises, if a GatewayError, else _NotCounted.
-
-        When the awaiting task is cancelled, a waiting job is dropped and a running one ends alone.
-        """
-        full = len(self.jobs) >= self._threads + self._waiting
-        if (bounded and full) or len(self.abandoned) >= self._threads:
-            raise _NotCounted("busy")
-        try:
-            job = self._executor.submit(_guarded, work)
-        except RuntimeError:  # closed: a request of an old configuration came late
-            raise _NotCounted("busy") from None
-        self.jobs.add(job)
-        job.add_done_callback(self._forget)
-        try:
-            async with asyncio.timeout(self._seconds):
-                return await asyncio.wrap_future(job)
-        except TimeoutError:
-            raise _NotCounted("slow") from None
-        finally:
-            if not job.cancelled() and not job.done():
-                self.abandoned.add(job)
-                if job.done():  # between the question and the note
-                    self.abandoned.discard(job)
-
-    def _forget(self, job: Future[Any]) -> None:
-        # Called in the job's thread: each is one atomic operation on a set.
-        self.jobs.discard(job)
-        self.abandoned.discard(job)
-
-    async def aclose(self) -> None:
-        """Take no more jobs; wait for those at work, at most as long as anybody would."""
-        self._executor.shutdown(wait=False)
-        waiters = [asyncio.wrap_future(job) for job in tuple(self.jobs)]
-        if waiters:
-            await asyncio.wait(waiters, timeout=self._seconds)
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.cancel()
-            elif not waiter.cancelled():
-                waiter.exception()  # seen: whoever waits for the job itself is told as well
-
-
-def _guarded(work: Callable[[], T]) -> T:
-    """`work`, with everything but refusals and orders to stop turned into _NotCounted.
-
-    A panic in Rust arrives as pyo3's PanicException, which is a BaseException.
-    """
-    try:
-        return work()
-    except (GatewayError, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        # Its message may quote the prompt: only its kind is logged.
-        log.warning("a tokenizer failed with %s; the prompt is estimated", type(error).__name__)
-        raise _NotCounted("failed") from None
-
-
-# ----------------------------------------------------------------------------------------- service
+@dataclass(slots=True)
+class _Tally:
+    counted: int = 0
+    estimated: Counter[Reason] = field(default_factory=Counter)
 
 
 class Counting:
     """Counts and renders the prompts of the models of one configuration."""
 
     def __init__(
-        self, tokenizers: Mapping[TokenizerSpec, Tokenizer], limits: CountingLimits = CountingLimits()
+        self,
+        tokenizers: Mapping[TokenizerSpec, Tokenizer],
+        limits: CountingLimits = CountingLimits(),
+        tiers: Tiers | None = None,
     ) -> None:
+        """Without `tiers`, everything is counted that can be."""
         self._tokenizers = tokenizers
+        self._tiers = Tiers({}, {}, {}) if tiers is None else tiers
         self._limits = limits
-        self._short = _Lane("short", limits.threads, limits.waiting, limits.seconds)
-        self._long = _Lane("long", 1, limits.waiting, limits.seconds)
-        self._counted = 0
-        self._estimated: Counter[Reason] = Counter()
+        self._short = Lane("short", limits.threads, limits.waiting, limits.seconds)
+        self._long = Lane("long", 1, limits.waiting, limits.seconds)
+        self._tally = _Tally()
+        self._engines: EngineCounts | None = None
 
     @classmethod
     def build(
@@ -316,6 +128,7 @@ class Counting:
         """
         loaded = dict(previous._tokenizers) if previous else {}
         tokenizers = {}
+        around = {}
         for model in snapshot.models.values():
             if model.tokenizer not in loaded:
                 try:
@@ -323,41 +136,170 @@ class Counting:
                 except TokenizerError as error:
                     raise TokenizerError(f"model {model.name}: {error}") from error
             tokenizers[model.tokenizer] = loaded[model.tokenizer]
-        return cls(tokenizers, limits)
+            if model.count != "exact":
+                around[model.name] = overheads(loaded[model.tokenizer])
+        learned = None if previous is None else previous._tiers.learned
+        return cls(tokenizers, limits, Tiers.of(snapshot, around, learned))
+
+    def on(self, snapshot: Snapshot) -> "Counting":
+        """The same service and all that it learned, with the boundaries of `snapshot`: another snapshot of
+        the same file, whose limits may be narrower."""
+        other = copy.copy(self)
+        other._tiers = self._tiers.on(snapshot)
+        return other
+
+    def asking(self, engines: EngineCounts) -> "Counting":
+        """The same service, with engines to ask; without them, what they would count is estimated."""
+        other = copy.copy(self)
+        other._engines = engines
+        return other
 
     def can_render(self, model: Model) -> bool:
         """Whether the model has a chat template, as an engine that takes only text needs it."""
         return self._tokenizers[model.tokenizer].template is not None
 
-    async def count(self, model: Model, request: GenerateRequest) -> PromptCount:
-        """Tokens of the prompt.
+    async def count(self, model: Model, request: GenerateRequest, call: Call | None = None) -> PromptCount:
+        """Tokens of the prompt; of parts that are not text, those that the model's `media_tokens` give.
+
+        `call`: for whom, where an engine may have to be asked; None: for the operator.
 
         Raises BadRequest where the chat template refuses the messages, or there are too many prompts.
         """
-        if _prompts(request) > self._limits.prompts:
+        return with_media(await self._count_text(model, request, call), model, request)
+
+    async def _count_text(self, model: Model, request: GenerateRequest, call: Call | None) -> PromptCount:
+        if prompts_in(request) > self._limits.prompts:
             raise BadRequest(f"At most {self._limits.prompts} prompts fit in one request.", param="prompt")
-        if (ids := _token_ids(request)) is not None:
-            return _sum([len(prompt) for prompt in ids], exact=True, source="token ids")
+        if (ids := token_ids(request)) is not None:
+            return count_of([len(prompt) for prompt in ids], exact=True, source="token ids")
         tokenizer = self._tokenizers[model.tokenizer]
         if model.tokenizer.kind == "estimate":
             return tokenizer.count(request)  # microseconds: no thread
+        return self._remembered(model, request, call) or await self._tokenized(model, request, call)
+
+    def _remembered(self, model: Model, request: GenerateRequest, call: Call | None) -> PromptCount | None:
+        """The count where it costs so little that it needs no thread."""
+        if model.tokenizer.kind == "engine":
+            if self._engines is None or self._known_size(request) > self._limits.long:
+                return None  # to look it up is to write the question down, and digest it
+            return self._engines.remembered(model, request, call)
         try:
-            return await self._count(_size(request), partial(tokenizer.count, request))
-        except _NotCounted as turn:
+            count = guarded(partial(self._tokenizers[model.tokenizer].remembered, request))
+        except NotCounted:
+            return None
+        if count is None:
+            return None
+        self._tally.counted += count.exact
+        return replace(count, cached=True)
+
+    async def _tokenized(self, model: Model, request: GenerateRequest, call: Call | None) -> PromptCount:
+        """The tokenizer's count, off the loop, or the engine's; an estimate where there is none to be had."""
+        if model.tokenizer.kind == "engine":
+            return await self._told_by_engine(model, request, call)
+        tokenizer = self._tokenizers[model.tokenizer]
+        try:
+            return await self._count(
+                self._known_size(request), partial(self._counted_there, tokenizer, request)
+            )
+        except NotCounted as turn:
             return self._estimate(model, request, turn.reason)
 
+    async def _told_by_engine(self, model: Model, request: GenerateRequest, call: Call | None) -> PromptCount:
+        size = size_within(request, LOOP_VALUES)
+        if size is None or size > self._limits.characters:
+            return self._estimate(model, request, "too long")
+        count = None if self._engines is None else await self._engines.count(model, request, call)
+        if count is None:
+            return self._estimate(model, request, "engine")
+        self._tally.counted += 1
+        return count
+
+    async def count_for(self, call: Call, expected: Expected, room: Room | None = None) -> PromptCount:
+        """Tokens of a call's prompt, by the model's `count` policy: an estimate where its error is known and
+        could not change what is decided, see `tiers`. `expected` says what is decided by a prompt, `room`
+        what the limits leave.
+
+        Raises what `count` raises.
+        """
+        model, request = call.model, call.request
+        policy = "estimate" if model.tokenizer.kind == "estimate" else model.count
+        if policy == "exact" or prompts_in(request) > self._limits.prompts or token_ids(request) is not None:
+            return await self.count(model, request, call)
+        if policy == "estimate":
+            weighed = self._weigh(call)
+            if (count := self._tiers.estimate(weighed)) is not None:
+                return count
+            if model.tokenizer.kind == "estimate" or has_media(request):
+                count = await self.count(model, request, call)
+            else:
+                count = assumed(model, request)
+            return replace(count, weighed=weighed, why="too few texts like this were seen")
+        if (known := self._remembered(model, request, call)) is not None:
+            return known
+        weighed = self._weigh(call)
+        judged = self._tiers.judge(call, weighed, expected, room)
+        if judged.count is not None:
+            return judged.count
+        count = with_media(await self._tokenized(model, request, call), model, request)
+        if weighed is not None:
+            if count.exact:
+                self._tiers.learn(call, weighed, count.tokens)
+            else:
+                count = replace(self._tiers.estimate(weighed) or count, source=count.source, weighed=weighed)
+        return replace(count, why=judged.why)
+
+    def told(
+        self,
+        call: Call,
+        prompt: PromptCount,
+        expected: Expected,
+        *,
+        tokens: int,
+        cached: int | None,
+        pool: str,
+        now: float,
+    ) -> Told:
+        """Learn from an engine's usage; see `Tiers.told`."""
+        return self._tiers.told(call, prompt, expected, tokens=tokens, cached=cached, pool=pool, now=now)
+
+    def reason(self, call: Call, prompt: PromptCount, expected: Expected, room: Room | None = None) -> str:
+        """Why the tier that gave `prompt` answered, for people."""
+        return self._tiers.reason(call, prompt, expected, room)
+
+    def _weigh(self, call: Call) -> Weighed | None:
+        """What is estimated by: one prompt of text alone."""
+        request = call.request
+        if prompts_in(request) != 1 or size_within(request, LOOP_VALUES) is None or has_media(request):
+            return None
+        form: Form = "text"
+        if request.messages is not None:
+            form = "tools" if request.parameters.get("tools") else "chat"
+        return self._tiers.weigh(
+            call.model, call.tenant.name, form, list(texts_in(request)), len(request.messages or ())
+        )
+
     async def tokenize(
-        self, model: Model, request: GenerateRequest, *, add_special_tokens: bool, strings: bool = False
+        self,
+        model: Model,
+        request: GenerateRequest,
+        *,
+        add_special_tokens: bool,
+        strings: bool = False,
+        call: Call | None = None,
     ) -> Tokenized:
         """Tokens of one prompt, or of a chat, bounded as `count` is. Without ids where the count is an
-        estimate, or the text is longer than `CountingLimits.long`.
+        estimate or an engine's, or the text is longer than `CountingLimits.long`.
 
         Raises BadRequest where the chat template refuses the messages.
         """
         tokenizer = self._tokenizers[model.tokenizer]
         if model.tokenizer.kind == "estimate" or (request.messages is not None and not tokenizer.template):
-            return Tokenized(await self.count(model, request))
-        size = _size(request)
+            return Tokenized(await self.count(model, request, call))
+        if model.tokenizer.kind == "engine":
+            if not add_special_tokens:  # engines are asked for prompts as they would read them
+                return Tokenized(self._estimate(model, request, "engine"))
+            return Tokenized(await self.count(model, request, call))
+        size = self._known_size(request)
         work = partial(
             tokenizer.tokenize,
             request,
@@ -367,7 +309,7 @@ class Counting:
         )
         try:
             return await self._run(size, work)
-        except _NotCounted as turn:
+        except NotCounted as turn:
             return Tokenized(self._estimate(model, request, turn.reason))
 
     async def prepare(
@@ -389,17 +331,17 @@ class Counting:
         if counted is None:
             counted = await self.count(model, request)
         try:
-            text, as_counted = await self._lane(_size(request)).run(
+            text, as_counted = await self._lane(self._known_size(request)).run(
                 partial(tokenizer.render, request, adds_bos=adds_bos), bounded=False
             )
-        except _NotCounted:
+        except NotCounted:
             raise Unavailable("The gateway could not render the chat in time.", reason="overloaded") from None
         if as_counted or not counted.exact:
             return Prepared(counted, text)
         try:
             work = partial(tokenizer.count_rendered, text, adds_bos=adds_bos)
             return Prepared(await self._count(len(text), work), text)
-        except _NotCounted as turn:
+        except NotCounted as turn:
             as_text = msgspec.structs.replace(request, messages=None, prompt=text)
             return Prepared(self._estimate(model, as_text, turn.reason), text)
 
@@ -410,10 +352,14 @@ class Counting:
     def statistics(self) -> CountingStatistics:
         lanes = (self._short, self._long)
         return CountingStatistics(
-            counted=self._counted,
-            estimated=dict(self._estimated),
+            counted=self._tally.counted,
+            estimated=dict(self._tally.estimated),
             running=sum(len(lane.jobs) for lane in lanes),
             abandoned=sum(len(lane.abandoned) for lane in lanes),
+            cache=sum(
+                (each.cache.statistics() for each in self._tokenizers.values() if each.cache),
+                CacheStatistics(),
+            ),
         )
 
     async def aclose(self) -> None:
@@ -421,105 +367,31 @@ class Counting:
         await self._short.aclose()
         await self._long.aclose()
 
+    def _known_size(self, request: GenerateRequest) -> int:
+        """Characters; of a request made of very many parts, which take long to look at, enough for `long`."""
+        size = size_within(request, LOOP_VALUES)
+        return self._limits.long + 1 if size is None else size
+
+    def _counted_there(self, tokenizer: Tokenizer, request: GenerateRequest) -> PromptCount:
+        """`tokenizer.count`, in a thread, where the size of any request may be looked at."""
+        if size_of(request) > self._limits.characters:
+            raise NotCounted("too long")
+        return tokenizer.count(request)
+
     async def _count(self, size: int, work: Callable[[], PromptCount]) -> PromptCount:
-        """`work` on `size` characters, in a thread. Raises _NotCounted."""
+        """`work` on `size` characters, in a thread. Raises NotCounted."""
         count = await self._run(size, work)
-        self._counted += count.exact
+        self._tally.counted += count.exact
         return count
 
     async def _run(self, size: int, work: Callable[[], T]) -> T:
         if size > self._limits.characters:
-            raise _NotCounted("too long")
+            raise NotCounted("too long")
         return await self._lane(size).run(work)
 
     def _estimate(self, model: Model, request: GenerateRequest, reason: Reason) -> PromptCount:
-        self._estimated[reason] += 1
-        return _estimated(model, request, reason)
+        self._tally.estimated[reason] += 1
+        return estimated(model, request, reason)
 
-    def _lane(self, size: int) -> _Lane:
+    def _lane(self, size: int) -> Lane:
         return self._short if size <= self._limits.long else self._long
-
-
-# ----------------------------------------------------------------------------------- text of a request
-
-
-def _sum(counts: list[int], *, exact: bool, source: str) -> PromptCount:
-    return PromptCount(
-        tokens=sum(counts), exact=exact, source=source, longest=max(counts, default=0), prompts=len(counts)
-    )
-
-
-def _estimated(model: Model, request: GenerateRequest, reason: Reason) -> PromptCount:
-    ratio = model.tokenizer.bytes_per_token
-    source = f"estimate {ratio} bytes/token ({reason})"
-    if request.messages is None:
-        counts = [math.ceil(utf8_length(text) / ratio) for text in _prompt_texts(request)]
-        return _sum(counts, exact=False, source=source)
-    tokens = math.ceil(sum(map(utf8_length, _texts(request))) / ratio)
-    return _sum([tokens + TOKENS_PER_MESSAGE * (len(request.messages) + 1)], exact=False, source=source)
-
-
-def _prompts(request: GenerateRequest) -> int:
-    prompt = request.prompt
-    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
-
-
-def _token_ids(request: GenerateRequest) -> list[list[int]] | None:
-    """The prompts of a request that gives token ids; None for any other."""
-    prompt = request.prompt
-    if not isinstance(prompt, list) or not prompt or isinstance(prompt[0], str):
-        return None
-    # The first element told which of the unions it is.
-    return cast("list[list[int]]", prompt if isinstance(prompt[0], list) else [prompt])
-
-
-def _prompt_texts(request: GenerateRequest) -> list[str]:
-    prompt = request.prompt
-    if isinstance(prompt, list):
-        return [text for text in prompt if isinstance(text, str)]
-    return [] if prompt is None else [prompt]
-
-
-def _texts(request: GenerateRequest) -> Iterator[str]:
-    """Every text that takes part in a prompt. Of parts of content only the text: no data URLs."""
-    yield from _prompt_texts(request)
-    for message in request.messages or ():
-        for name, value in message.items():
-            if isinstance(value, str):
-                yield value
-            elif name == "content" and isinstance(value, list):
-                yield from (part["text"] for part in value if _is_text(part))
-            else:
-                yield from _strings(value)
-    if request.messages is not None:
-        yield from _strings(request.parameters.get("tools"))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _strings(key)
-            yield from _strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _strings(item)
-
-
-def _size(request: GenerateRequest) -> int:
-    """Characters, not bytes: counting bytes would read all of the text on the event loop."""
-    return sum(map(len, _texts(request)))
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, Mapping) and isinstance(part.get("text"), str)
-
-
-def _has_media(request: GenerateRequest) -> bool:
-    return any(
-        not _is_text(part)
-        for message in request.messages or ()
-        if isinstance(content := message.get("content"), list)
-        for part in content
-    )

@@ -11,8 +11,11 @@ round 2, and so on; a figure is the median over the rounds. The subjects:
     nginx        a reverse proxy in C, where it is installed
     raw          a bare ASGI callable with aiohttp behind (prototypes.py)
     starlette    the same in Starlette
-    exact        `headgate serve`, prompts counted with the model's tokenizer; keys, quota, log, metrics on
-    estimate     the same, prompts estimated by their bytes
+    exact        `headgate serve`, `count: exact`: each prompt by the model's tokenizer; keys, limits, log,
+                 metrics on
+    auto         the same with `count: auto`: estimated by what was learned in the warm-up, where no boundary
+                 is near, as none is here
+    estimate     the same without a tokenizer
 
 How to read it. CPU is what the kernel charged to the subject's processes, system time included, divided by
 answers or by content events: sound where throughput is not. Quote the ratios, which compare subjects within
@@ -158,13 +161,20 @@ def free_port() -> int:
 def gateway(
     kind: str, upstream: int, directory: Path, cpu: int | None, profile: Path | None = None
 ) -> Iterator[Subject]:
-    """`headgate serve` on a file of its own, as an operator would run it: keys, quota, JSON log to a file."""
-    tokenizer = {"kind": "huggingface", "path": str(TOKENIZER)} if kind == "exact" else {"kind": "estimate"}
+    """`headgate serve` on a file of its own, as an operator would run it: keys, a limit, a JSON log."""
+    tokenizer = (
+        {"kind": "estimate"} if kind == "estimate" else {"kind": "huggingface", "path": str(TOKENIZER)}
+    )
     file = {
         "version": 1,
         "server": {"state": str(directory / f"state-{kind}")},
         "models": {
-            "m": {"tokenizer": tokenizer, "context": 16384, "max_tokens": {"default": 64, "ceiling": 4096}}
+            "m": {
+                "tokenizer": tokenizer,
+                "count": kind,
+                "context": 16384,
+                "max_tokens": {"default": 64, "ceiling": 4096},
+            }
         },
         "pools": {
             "pool": {
@@ -287,7 +297,7 @@ def run(sizes: Sizes, binary: str | None) -> dict[str, Any]:
             subjects.append(stack.enter_context(nginx(binary, upstream, directory, cpu)))
         for kind in ("raw", "starlette"):
             subjects.append(stack.enter_context(prototype(kind, upstream, directory, cpu)))
-        for kind in ("exact", "estimate"):
+        for kind in ("exact", "auto", "estimate"):
             subjects.append(stack.enter_context(gateway(kind, upstream, directory, cpu)))
         for _ in range(sizes.rounds):
             for case in CASES:

@@ -41,8 +41,7 @@ _JSON = b"content-type: application/json\r\n"
 _BODY = (
     b'{"id":"chatcmpl-0123456789abcdef0123456789abcdef","object":"chat.completion","created":1750000000,'
     b'"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"%s"},"logprobs":null,'
-    b'"finish_reason":"stop"}],"usage":{"prompt_tokens":200,"completion_tokens":40,"total_tokens":240}}'
-    % (b"water " * 40)
+    b'"finish_reason":"stop"}],"usage":{"completion_tokens":40}}' % (b"water " * 40)
 )
 PLAIN = b"HTTP/1.1 200 OK\r\n%scontent-length: %d\r\n\r\n%s" % (_JSON, len(_BODY), _BODY)
 _MODELS = b'{"object":"list","data":[{"id":"m","object":"model"}]}'
@@ -54,7 +53,7 @@ END = (
     + _chunk(
         b'{"id":"chatcmpl-0123456789abcdef0123456789abcdef","object":"chat.completion.chunk",'
         b'"created":1750000000,"model":"m","choices":[],'
-        b'"usage":{"prompt_tokens":200,"completion_tokens":128,"total_tokens":328}}'
+        b'"usage":{"completion_tokens":128}}'
     )
     + _chunk(b"[DONE]")
     + b"0\r\n\r\n"

@@ -58,7 +58,9 @@ async def sweep(here: World, body: dict[str, Any], when: When, before: Callable[
 
     def scenario() -> Any:
         before()
-        return one_request(here, body)
+        # A prompt that was counted before is not counted again: each one is new.
+        messages = [{"role": "user", "content": f"Hello, number {here.gateway.book.accepted}!"}]
+        return one_request(here, {**body, "messages": messages})
 
     async def check(outcome: object) -> None:
         assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
@@ -77,8 +79,14 @@ def body(stream: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["trtllm", "triton", "tgi"])
 async def test_sweep_of_an_answer(kind: str, stream: bool, when: When, tmp_path: Path) -> None:
     """Count, admit, connect, headers, first event, relay, settle."""
-    limits = {"tenants": {"tenant": {"limits": [{"tokens": 1_000_000, "per": "day"}]}}}
-    async with world(tmp_path, {"pool": {"kind": kind, "speed": 100.0}}, **limits) as here:
+    limits = [
+        {"tokens": 1_000_000, "per": "day", "each": "tenant", "overrun": "cut", "clamp": True},
+        {"cost": 5, "per": "calendar_month"},
+        {"concurrent": 1},
+        {"tokens_in_flight": 1000, "each": ["tenant", "key", "model", "pool"]},
+    ]
+    given: dict[str, Any] = {"limits": limits, "models": {"m": {"prices": {"input": 1.0, "output": 2.0}}}}
+    async with world(tmp_path, {"pool": {"kind": kind, "speed": 100.0}}, **given) as here:
         points = await sweep(here, body(stream), when)
         assert points >= 5
 
@@ -90,7 +98,8 @@ async def test_sweep_of_a_fail_over(when: When, tmp_path: Path) -> None:
         "first": {"kind": "trtllm", "speed": 100.0, "faults": ["close"]},
         "second": {"kind": "tgi", "speed": 100.0},
     }
-    async with world(tmp_path, engines) as here:
+    limits = [{"concurrent": 1, "each": "pool"}, {"tokens_in_flight": 500, "pool": ["first"]}]
+    async with world(tmp_path, engines, limits=limits) as here:
         points = await sweep(here, body(True), when)
         assert points > 8
         assert here.engines["second-1"].statistics().requests > 0

@@ -101,6 +101,50 @@ async def test_client_leaves_a_whole_answer_in_the_making(kind: str, tmp_path: P
         assert here.engine().statistics().engine.output_tokens < 4000
 
 
+LLMAPI = {"kind": "triton", "served": "tensorrt_llm", "vocabulary": "llmapi", "notice": "realistic"}
+CLASSIC = {"kind": "triton", "notice": "realistic"}
+
+
+async def test_triton_stops_an_unstreamed_request_by_its_id(tmp_path: Path) -> None:
+    """Triton would notice the closed connection only when it writes, at the end: so it is told, by the id, on
+    a connection of its own. First the close, then the request that says stop, and by that the end."""
+    engines = {"pool": {**LLMAPI, "mean_tokens": 4000.0, "speed": 2.0}}
+    pools = {"pool": {"options": {"vocabulary": "llmapi"}}}
+    async with world(tmp_path, engines, pools=pools) as here:
+        async with here.http() as http:
+            await leave_when(http, False, lambda: here.engine().statistics().engine.output_tokens > 3)
+        await here.wait_at_rest()
+        statistics = here.engine().statistics()
+        asked, told = statistics.recent
+        assert asked.body["streaming"] is False
+        assert told.path == asked.path == "/v2/models/tensorrt_llm/generate"
+        assert told.body == {"id": asked.body["id"], "text_input": "", "stop": True}
+        (close,) = statistics.closes
+        assert (close.streamed, close.phase) == (False, "during_stream")
+        assert close.noticed_at is not None
+        assert asked.at < close.closed_at <= told.at <= close.noticed_at
+        assert statistics.engine.output_tokens < 4000
+        assert statistics.engine.cancelled == 1
+
+
+async def test_triton_computes_to_the_end_what_it_cannot_be_told_to_stop(tmp_path: Path) -> None:
+    """The control of the test above: the classic models know no such request."""
+    async with world(tmp_path, {"pool": {**CLASSIC, "mean_tokens": 4000.0, "speed": 20.0}}) as here:
+        leaving = {**body(False), "max_tokens": 100}
+        async with here.http() as http:
+            task = asyncio.get_running_loop().create_task(http.post("/v1/chat/completions", json=leaving))
+            await until("tokens", lambda: here.engine().statistics().engine.output_tokens > 3)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await until("the close", lambda: here.engine().statistics().closes)
+        await here.wait_at_rest(SECONDS)
+        statistics = here.engine().statistics()
+        (close,) = statistics.closes
+        assert (close.noticed_at, statistics.requests) == (None, 1)
+        assert (statistics.engine.output_tokens, statistics.engine.cancelled) == (100, 0)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_client_leaves_the_queue(stream: bool, tmp_path: Path) -> None:
     """A request that waits for a slot and loses its client never reaches an engine."""

@@ -31,7 +31,9 @@ MATRIX: dict[tuple[str, str, str], dict[str | None, int]] = {
     ("admin", "GET", "/admin/pools"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "GET", "/admin/replicas"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "GET", "/admin/requests"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
-    ("admin", "GET", "/admin/quotas"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
+    ("admin", "GET", "/admin/lengths"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
+    ("admin", "GET", "/admin/limits"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
+    ("admin", "POST", "/admin/limits/try"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "POST", "/admin/routes/explain"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "GET", "/admin/keys"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "POST", "/admin/keys"): {ANYONE: 401, TENANT: 403, ADMIN: 201, WRONG: 401},
@@ -46,6 +48,7 @@ MATRIX: dict[tuple[str, str, str], dict[str | None, int]] = {
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 BODIES: dict[str, Any] = {
+    "/admin/limits/try": {"tenant": "tenant", "tokens": 10},
     "/v1/chat/completions": CHAT,
     "/v1/completions": {"model": "m", "prompt": "Hi", "max_tokens": 2},
     "/tokenize": {"model": "m", "prompt": "Hi"},

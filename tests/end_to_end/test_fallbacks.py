@@ -272,13 +272,13 @@ async def test_another_model_of_the_chain_is_disclosed(tmp_path: Path) -> None:
         assert raw.parse().model == "small"
 
 
-async def test_quota_is_429_with_when_to_come_back(tmp_path: Path) -> None:
+async def test_a_limit_is_429_with_when_to_come_back(tmp_path: Path) -> None:
     tenants = {"tenant": {"limits": [{"tokens": 60, "per": "minute"}]}}
     async with world(tmp_path, {"pool": {"kind": "trtllm"}}, tenants=tenants) as here, here.sdk() as sdk:
         used = (await sdk.chat.completions.create(**ask())).usage
         assert used is not None
-        (quota,) = here.gateway.runtime.limiter.statistics()
-        assert quota.free == pytest.approx(60 - used.total_tokens, abs=1)
+        (limit,) = (await here.limits()).values()
+        assert limit.free == pytest.approx(60 - used.total_tokens, abs=1)
         with pytest.raises(openai.RateLimitError) as soon:
             await sdk.chat.completions.create(**ask(max_tokens=40))
         assert 0 < int(soon.value.response.headers["retry-after"]) <= 60

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import yaml
 
 from gateway.cli.serve import refuse_open_door
 from gateway.runtime import Runtime
-from tests.end_to_end.world import KEY, OTHER_KEY, World, world
+from tests.end_to_end.world import ADMIN_KEY, KEY, OTHER_KEY, World, world
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 LONG = {**CHAT, "max_tokens": 400, "stream": True}
@@ -107,14 +109,14 @@ async def test_an_invalid_file_keeps_the_old_and_says_why(tmp_path: Path) -> Non
 
 
 async def test_what_stays_keeps_its_books_and_levels(tmp_path: Path) -> None:
-    """In flight, the replica's history and what is left of a quota; another weight takes hold."""
+    """In flight, the replica's history and what is left of a limit; another weight takes hold."""
     tenants = {"tenant": {"limits": [{"tokens": 100_000, "per": "day"}]}, "other": {}}
     async with world(tmp_path, {"a": SLOW}, tenants=tenants) as here, here.http() as http:
         async with http.stream("POST", "/v1/chat/completions", json=LONG) as answer:
             chunks = answer.aiter_bytes()
             await anext(chunks)
             ((_, ledger),) = here.gateway.runtime.ledgers()
-            (quota,) = here.gateway.runtime.limiter.statistics()
+            (limit,) = (await here.limits()).values()
             counting = here.gateway.runtime.counting
 
             def heavier(routes: dict[str, Any]) -> None:
@@ -127,7 +129,7 @@ async def test_what_stays_keeps_its_books_and_levels(tmp_path: Path) -> None:
             ((_, kept),) = here.gateway.runtime.ledgers()
             assert kept is ledger
             assert (kept.in_flight, kept.replica.weight) == (1, 3)
-            assert here.gateway.runtime.limiter.statistics()[0].free < quota.amount
+            assert (await here.limits())[limit.account].free < limit.amount
             assert here.gateway.runtime.counting is not counting
             assert len(here.gateway.transports()) == 2
             assert (await ask(here)).status_code == 200
@@ -298,3 +300,31 @@ async def test_without_a_file_there_is_nothing_to_reload(tmp_path: Path) -> None
         here.gateway.reloader._source = None  # as with `--upstream`
         answer = await reload(here)
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conflict")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize", "/admin/routes/explain"])
+async def test_a_request_that_only_counts_keeps_its_configuration_too(tmp_path: Path, path: str) -> None:
+    """Its body is still coming when the file changes: its counting threads wait for it."""
+    body = json.dumps({**CHAT, "tenant": "tenant"} if "explain" in path else CHAT).encode()
+    async with world(tmp_path, {"pool": {"kind": "trtllm"}}) as here:
+        url, key = (
+            (here.addresses.admin, ADMIN_KEY) if path.startswith("/admin") else (here.addresses.data, KEY)
+        )
+        host, port = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: close\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body[:5])
+        old = here.gateway.runtime
+        async with asyncio.timeout(5):
+            while not old.leases.held:
+                await asyncio.sleep(0.005)
+        rewrite(here.file, lambda routes: routes["models"]["m"].update(context=4096))
+        assert (await reload(here)).json()["ok"]
+        assert here.gateway.older_in_use == 1
+        writer.write(body[5:])
+        answer = await reader.read()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+        await here.wait_at_rest()
+        assert here.gateway.older_in_use == 0

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from backends.simulated.server import serve
 from gateway.api import tokenize
 from tests.end_to_end.test_command_line import headgate
 from tests.end_to_end.world import TOKENIZER, routes, tokenizer, world
@@ -133,6 +134,37 @@ async def test_verify_names_what_differs(tmp_path: Path) -> None:
     assert " as text: " not in done.stdout
 
 
+async def test_verify_names_the_replica_that_differs(tmp_path: Path) -> None:
+    """Three replicas, one of them started with another template; and one that is gone."""
+    other = tmp_path / "other"
+    shutil.copytree(TOKENIZER, other)
+    template = other / "chat_template.jinja"
+    template.write_text("Be good. " + template.read_text())
+    async with (
+        world(tmp_path, {"pool": {"kind": "vllm", "replicas": 2}}) as here,
+        serve("vllm", speed=20.0, model="m", tokenizer=other) as odd,
+    ):
+        written = yaml.safe_load(here.file.read_text())
+        written["pools"]["pool"]["replicas"].insert(1, {"id": "odd", "url": odd.url})
+        changed = tmp_path / "changed.yaml"
+        changed.write_text(yaml.safe_dump(written))
+        done = await asyncio.to_thread(headgate, "tokenizers", "verify", "--live", "-c", changed)
+        assert done.returncode == 1
+        lines = [line for line in done.stdout.splitlines() if line.startswith("pool ")]
+        assert [line.split(" replica ")[1].split(" counts")[0] for line in lines[:3]] == [
+            "pool-1: 0 of 40",
+            "odd: 20 of 40",
+            "pool-2: 0 of 40",
+        ]
+        assert lines[3] == (
+            "pool pool, model m: the replicas do not count alike: odd differs, pool-1, pool-2 not"
+        )
+        here.engines["pool-2"].crash()
+        done = await asyncio.to_thread(headgate, "tokenizers", "verify", "--live", "-c", here.file)
+        assert (done.returncode, "0 of 40" in done.stdout) == (1, True)
+        assert done.stderr == "pool pool: replica pool-2 does not answer that it is well\n"
+
+
 def test_verify_without_engines(tmp_path: Path) -> None:
     """Not asked: fine. Asked and silent: a problem. A tokenizer that is not there: a problem."""
     done = headgate("tokenizers", "verify")
@@ -143,7 +175,7 @@ def test_verify_without_engines(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump(routes({"pool": pool}, models={"m": ESTIMATED})))
     done = headgate("tokenizers", "verify", "--live", "-c", config)
     assert (done.returncode, done.stdout) == (1, "m: estimate, 4 bytes per token\n")
-    assert "no replica" in done.stderr
+    assert "replica r does not" in done.stderr
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "tokenizer.json").write_text("{}")

@@ -24,6 +24,8 @@ from backends.simulated.server import SimulatedServer, serve
 from backends.simulated.tokens import EngineTokenizer
 from gateway.admin.admin_key import AdminKey
 from gateway.app import Gateway, load_snapshot
+from gateway.limits.memory import MemoryStore
+from gateway.limits.saying import LimitRow
 from gateway.reloading import Source
 from gateway.serving import Addresses, bind, listening
 from gateway.state.store import StateStore
@@ -46,6 +48,7 @@ def routes(
     rules: Sequence[Mapping[str, Any]] | None = None,
     models: Mapping[str, Mapping[str, Any]] | None = None,
     tenants: Mapping[str, Mapping[str, Any]] | None = None,
+    limits: Sequence[Mapping[str, Any]] = (),
     server: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A routes file as a dict: by default one model `m`, one rule over all pools, two tenants."""
@@ -66,6 +69,7 @@ def routes(
                 (tenants or {"tenant": {}, "other": {}}).items(), (KEY, OTHER_KEY), strict=False
             )
         },
+        "limits": [dict(limit) for limit in limits],
     }
 
 
@@ -101,6 +105,11 @@ class World:
     def in_flight(self) -> int:
         return sum(ledger.in_flight for _, ledger in self.gateway.runtime.ledgers())
 
+    async def limits(self) -> dict[str, LimitRow]:
+        """How the limits' accounts stand, by account."""
+        runtime = self.gateway.runtime
+        return {row.account: row for row in await runtime.limiter.rows(runtime.snapshot)}
+
     def faults(self) -> list[str]:
         """What is not at rest, in words; empty where everything came back (invariants I1 to I4, I7)."""
         wrong = []
@@ -117,6 +126,9 @@ class World:
                 wrong.append(f"{pool}: {queue.statistics().waiting} waiting")
         if self.gateway.older_in_use:
             wrong.append(f"{self.gateway.older_in_use} older configurations in use")
+        store = self.gateway.runtime.limiter.store
+        if isinstance(store, MemoryStore) and (store.open or store.held()):
+            wrong.append(f"limits: {store.open} reservations open, held: {store.held()}")
         for transport in self.gateway.transports():
             if transport.statistics().in_use:
                 wrong.append(f"transport: {transport.statistics()}")

@@ -9,12 +9,12 @@ from gateway.call import Bound, Call, Dialect, Estimate, PromptCount
 from gateway.config.snapshot import (
     Hop,
     Key,
+    Limit,
     Model,
     Pool,
     PoolLimits,
     PriorityClass,
     QueueBounds,
-    Quota,
     Replica,
     Rule,
     Server,
@@ -88,8 +88,11 @@ def a_tenant(name: str = "acme", *, keys: Iterable[str] = (), **fields: Any) -> 
     return Tenant(name=name, keys=tuple(Key(f"k{i}", digest_of(key)) for i, key in enumerate(keys)), **fields)
 
 
-def a_quota(amount: int, unit: str = "tokens", per: int = 60) -> Quota:
-    return Quota(unit=unit, amount=amount, per=per)  # type: ignore[arg-type]
+def a_limit(amount: int, unit: str = "tokens", per: int | None = 60, **fields: Any) -> Limit:
+    """A rate per minute of tokens, for all requests together, unless it says otherwise."""
+    if unit in ("concurrent", "tokens_in_flight") or "calendar" in fields:
+        per = None
+    return Limit(**{"name": f"{unit}-limit", "unit": unit, "amount": amount, "per": per, **fields})
 
 
 def a_snapshot(
@@ -98,6 +101,7 @@ def a_snapshot(
     pools: Iterable[Pool] | None = None,
     rules: Iterable[Rule] | None = None,
     tenants: Iterable[Tenant] | None = None,
+    limits: Iterable[Limit] = (),
     server: Server | None = None,
 ) -> Snapshot:
     models = (a_model(),) if models is None else tuple(models)
@@ -111,6 +115,7 @@ def a_snapshot(
         rules=(a_rule(),) if rules is None else tuple(rules),
         tenants={tenant.name: tenant for tenant in tenants},
         aliases={alias: model.name for model in models for alias in model.aliases},
+        limits=tuple(limits),
         keys={key.digest: (tenant, key) for tenant in tenants for key in tenant.keys},
     )
 
@@ -119,6 +124,7 @@ def a_call(
     *,
     model: Model | None = None,
     tenant: Tenant | None = None,
+    key_id: str | None = "k0",
     dialect: Dialect = "chat",
     stream: bool = False,
     include_usage: bool = False,
@@ -143,7 +149,7 @@ def a_call(
         id="call-1",
         dialect=dialect,
         tenant=a_tenant() if tenant is None else tenant,
-        key_id="k0",
+        key_id=key_id,
         priority_class=priority_class,
         model=model,
         asked_model=model.name if asked_model is None else asked_model,
@@ -171,6 +177,8 @@ def an_estimate(
         output=output,
         output_by="model default",
         total=prompt + prompts * output,
+        mean=output,
+        choices=prompts,
     )
 
 

@@ -28,8 +28,8 @@ def seen(
     return Seen((report,), comparisons, (Streaming("pool", "llama", streaming, "why"),), metrics)
 
 
-def counted(ours: int, theirs: int | None) -> Comparison:
-    return Comparison("pool", "llama", "r1", "English", "text", ours, theirs, "usage")
+def counted(ours: int, theirs: int | None, replica: str = "r1") -> Comparison:
+    return Comparison("pool", "llama", replica, "English", "text", ours, theirs, "usage")
 
 
 def check(
@@ -93,6 +93,17 @@ def test_a_tokenizer_passes_only_where_the_engine_agreed() -> None:
         (seen(comparisons=(counted(5, 5), counted(5, 6))), EXACT, "fail"),
     ):
         assert verdict("tokenizer", snapshot, live, loaded) == expected
+
+
+def test_each_replica_has_its_own_tokenizer() -> None:
+    """One that differs is named; what one did not tell is not well because another did."""
+    snapshot = a_snapshot(pools=[a_pool(replicas=("r1", "r2", "r3"))])
+    both = (counted(5, 5, "r1"), counted(5, 6, "r2"))
+    (finding,) = check("tokenizer", snapshot, seen(comparisons=both))
+    assert finding.verdict == "fail"
+    assert finding.what == "1 of 2 counts differ, on r2; first English as text: 5 here, 6 on r2"
+    (finding,) = check("tokenizer", snapshot, seen(comparisons=(counted(5, 5), counted(5, None, "r2"))))
+    assert (finding.verdict, finding.what) == ("cannot tell", "r2, r3 told no counts; the others agree")
 
 
 def test_the_smaller_limit_is_named_with_both() -> None:

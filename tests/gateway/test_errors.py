@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import ENGINE_TEXT_LIMIT, RETRY_AFTER_CAP, QuotaExceeded, Unavailable, engine_text
+from gateway.errors import (
+    ENGINE_TEXT_LIMIT,
+    RETRY_AFTER_CAP,
+    GatewayError,
+    QuotaExceeded,
+    Unavailable,
+    engine_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +72,9 @@ def test_hostile_text_costs_little(piece):
 
 
 def test_retry_after_is_kept_within_bounds():
-    assert QuotaExceeded("x", retry_after=1e9).retry_after == RETRY_AFTER_CAP
+    assert GatewayError("x", retry_after=1e9).retry_after == RETRY_AFTER_CAP
+    assert GatewayError("x", retry_after=-3).retry_after == 0
+    assert QuotaExceeded("x", retry_after=1e9).retry_after == 1e9, "a limit knows"
     assert QuotaExceeded("x", retry_after=-3).retry_after == 0
     assert QuotaExceeded("x").retry_after is None
 

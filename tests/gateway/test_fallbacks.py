@@ -28,6 +28,8 @@ from gateway.fallbacks import (
     pool_failed,
     streams_upstream,
 )
+from gateway.limits.limiter import Limiter
+from gateway.limits.memory import MemoryStore
 from gateway.routing.router import choose_route
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.records import RecordBook
@@ -48,7 +50,7 @@ class Town:
     """Pools of scripted engines, one rule over all of them, and one request."""
 
     def __init__(
-        self, pools: dict[str, dict[str, ScriptedEngine]], *, pool_fields=None, **rule_fields
+        self, pools: dict[str, dict[str, ScriptedEngine]], *, pool_fields=None, limits=(), **rule_fields
     ) -> None:
         fields = pool_fields or {}
         self.engines = {(pool, name): it for pool, engines in pools.items() for name, it in engines.items()}
@@ -58,7 +60,7 @@ class Town:
         }
         self.clock = Clock(100.0)
         self.snapshot = a_snapshot(
-            pools=self.pools.values(), rules=[a_rule(pools=list(pools), **rule_fields)]
+            pools=self.pools.values(), rules=[a_rule(pools=list(pools), **rule_fields)], limits=limits
         )
         self.queues = {
             name: a_queue(pool, self.clock, pools[name]) for name, pool in self.pools.items()
@@ -66,6 +68,8 @@ class Town:
         self.metrics, self.budget, self.book = Metrics(), RetryBudget(self.clock), RecordBook()
         counting = Counting.build(self.snapshot)  # its threads start with the first text that needs them
         self.attempts = Attempts(self.queues, counting, self.budget, self.metrics, self.clock)
+        self.store = MemoryStore(self.clock)
+        self.limiter = Limiter(self.snapshot, self.store, self.metrics, self.clock)
         self.record = self.book.open("id-1", "POST", "/", self.clock)
 
     async def ask(self, call=None, estimate=None) -> Answer:
@@ -73,7 +77,9 @@ class Town:
         estimate = estimate or an_estimate()
         self.record = self.book.open("id-1", "POST", "/", self.clock)
         route = choose_route(self.snapshot, call, estimate)
-        return await self.attempts.first_answer(call, route, estimate, self.record)
+        pools = [target.pool.name for target in route.chain if target.usable]
+        with await self.limiter.reserve(call, estimate, pools[:1]) as reservation:
+            return await self.attempts.first_answer(call, route, estimate, self.record, reservation)
 
     async def refusal(self, *args, **kwargs) -> GatewayError:
         with pytest.raises(GatewayError) as raised:
@@ -589,6 +595,23 @@ def test_an_answer_keeps_the_latest_usage():
     assert not answer.ended
     answer.note([Usage(completion_tokens=0), Done()])
     assert (answer.completion_tokens, answer.counted_tokens, answer.ended) == (0, 2, True)
+
+
+@pytest.mark.parametrize(
+    ("usage", "cached"),
+    [
+        (Usage(prompt_tokens=16, cached_tokens=16), 16),
+        (Usage(prompt_tokens=16, cached_tokens=17), None),
+        (Usage(prompt_tokens=16, cached_tokens=10**9), None),
+        (Usage(prompt_tokens=10**9, cached_tokens=10**9), None),
+        (Usage(cached_tokens=10**9), None),
+        (Usage(cached_tokens=3), 3),
+    ],
+)
+def test_no_more_of_a_prompt_is_cached_than_there_is(usage: Usage, cached: int | None):
+    answer = an_answer(a_call(), a_pool())
+    answer.note([usage])
+    assert answer.cached_tokens == cached
 
 
 # ------------------------------------------------------------------------------------------- the words

@@ -13,8 +13,8 @@ from gateway.inspecting import (
     ask,
     compare_tokenizer,
     counting_of,
-    first_well,
     inspect_replica,
+    is_well,
     load_tokenizers,
     try_streaming,
     upstream,
@@ -58,7 +58,7 @@ async def test_an_answer_that_is_none(script: Script, monkeypatch: pytest.Monkey
         pool = pool_at(server.port)
         async with upstream(pool) as client:
             assert await ask(client, endpoint_of(pool, pool.replicas[0]), QUESTION) is None
-            assert await first_well(client, pool) is None
+            assert not await is_well(client, pool, pool.replicas[0])
             report = await inspect_replica(client, pool, pool.replicas[0])
             assert (report.ready, report.metadata) == (False, None)
 
@@ -71,8 +71,9 @@ async def test_an_answer_without_sense_tells_nothing(
     """No count, no stream, no limits: `cannot tell`, never a number that was not said."""
     monkeypatch.setattr(inspecting, "SAMPLES", dict(list(SAMPLES.items())[:2]))
     model = Model("llama", TokenizerSpec("huggingface", path=str(TOKENIZER)))
-    loaded = load_tokenizers(a_snapshot(models=[model]))
-    async with scripted_server(answering(body)) as server, counting_of(loaded) as counting:
+    snapshot = a_snapshot(models=[model])
+    loaded = load_tokenizers(snapshot)
+    async with scripted_server(answering(body)) as server, counting_of(loaded, snapshot) as counting:
         pool = pool_at(server.port, engine)
         async with upstream(pool) as client:
             report = await inspect_replica(client, pool, pool.replicas[0])

@@ -1,5 +1,5 @@
-"""The whole way with scripted engines: whatever happens, slots and quotas come back. (What clients see is
-tested end to end, with simulated engines.)"""
+"""The whole way with scripted engines: whatever happens, slots and reservations come back. (What clients see
+is tested end to end, with simulated engines.)"""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,14 +11,15 @@ from gateway.answer import Answer
 from gateway.config.snapshot import Timeouts
 from gateway.errors import ClientGone, EngineFailed, EngineTimeout, GatewayError
 from gateway.fallbacks import Attempts, RetryBudget
-from gateway.limits.quotas import Limiter
+from gateway.limits.limiter import Limiter
+from gateway.limits.memory import MemoryStore
 from gateway.pipeline import Pipeline
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.records import RecordBook
 from gateway.telemetry.tracing import NoTracing
 from gateway.tokens.counting import Counting
 from gateway.tokens.estimating import OutputLengths
-from tests.gateway.builders import Clock, a_call, a_pool, a_queue, a_quota, a_snapshot, a_tenant
+from tests.gateway.builders import Clock, a_call, a_limit, a_pool, a_queue, a_snapshot, a_tenant
 from tests.gateway.engines import ScriptedEngine, an_error
 from tests.gateway.suspensions import cancel_everywhere
 
@@ -57,11 +58,18 @@ class House:
         self.clock = Clock(100.0)
         self.engine = ScriptedEngine(*scripts)
         pool = a_pool(in_flight=1, timeouts=Timeouts(**timeouts))
-        self.tenant = a_tenant(quotas=(a_quota(LIMIT), a_quota(10, "requests")))
-        snapshot = a_snapshot(pools=[pool], tenants=[self.tenant])
+        self.tenant = a_tenant()
+        limits = (
+            a_limit(LIMIT),
+            a_limit(10, "requests"),
+            a_limit(10, "concurrent"),
+            a_limit(LIMIT, "tokens_in_flight"),
+        )
+        self.snapshot = snapshot = a_snapshot(pools=[pool], tenants=[self.tenant], limits=limits)
         self.queue = a_queue(pool, self.clock, {"r1": self.engine})
-        self.limiter = Limiter(snapshot, self.clock)
         counting, metrics = Counting.build(snapshot), Metrics()
+        self.store = MemoryStore(self.clock)
+        self.limiter = Limiter(snapshot, self.store, metrics, self.clock)
         attempts = Attempts({"pool": self.queue}, counting, RetryBudget(self.clock), metrics, self.clock)
         self.pipeline = Pipeline(
             snapshot, counting, OutputLengths(), self.limiter, attempts, metrics, NoTracing(), self.clock
@@ -73,16 +81,16 @@ class House:
         call = a_call(stream=True, tenant=self.tenant, received=100.0)
         await self.pipeline.serve(call, self.reply, self.record)
 
-    @property
-    def charged(self) -> tuple[float, float]:
+    async def charged(self) -> tuple[float, float]:
         """(tokens, requests) that the tenant has paid."""
-        tokens, requests = (row.free for row in self.limiter.statistics())
-        return LIMIT - tokens, 10 - requests
+        tokens, requests, *_ = await self.limiter.rows(self.snapshot)
+        return tokens.used, requests.used
 
     def assert_at_rest(self) -> None:
         statistics = self.queue.statistics()
         assert (statistics.in_flight, statistics.waiting, statistics.outstanding_tokens) == (0, 0, 0)
         assert all(generation.cancelled for generation in self.engine.generations)
+        assert (self.store.open, self.store.held()) == (0, {})
 
 
 def text(count: int) -> list[list[Event]]:
@@ -96,7 +104,7 @@ async def test_a_good_answer_is_charged_as_the_engine_says():
     house = House([*text(3), END])
     await house.serve()
     assert len(house.reply.events) == 5
-    assert house.charged == (10, 1)
+    assert await house.charged() == (10, 1)
     assert (house.record.completion_tokens, house.record.usage_source) == (3, "engine")
     house.assert_at_rest()
 
@@ -104,7 +112,7 @@ async def test_a_good_answer_is_charged_as_the_engine_says():
 async def test_without_usage_it_is_charged_as_counted():
     house = House([*text(3), [Done()]])
     await house.serve()
-    assert house.charged == (house.record.prompt_tokens + 3, 1)
+    assert await house.charged() == (house.record.prompt_tokens + 3, 1)
     assert house.record.usage_source == "counted"
 
 
@@ -113,7 +121,7 @@ async def test_nothing_sent_is_nothing_paid():
     house = House(an_error("engine", retryable=False))
     with pytest.raises(EngineFailed):
         await house.serve()
-    assert house.charged == (0, 0)
+    assert await house.charged() == (0, 0)
     house.assert_at_rest()
 
 
@@ -122,7 +130,7 @@ async def test_a_whole_answer_that_broke_is_not_paid():
     house = House([*text(2), an_error("engine")], whole=True)
     with pytest.raises(EngineFailed):
         await house.serve()
-    assert house.charged == (0, 0)
+    assert await house.charged() == (0, 0)
     assert house.record.outcome is None, "the rings outside decide"
     house.assert_at_rest()
 
@@ -133,7 +141,7 @@ async def test_what_was_sent_of_a_broken_answer_is_paid_and_the_client_is_told()
     await house.serve()
     assert isinstance(house.reply.failed, EngineFailed)
     assert house.record.outcome == "failed"
-    assert house.charged == (house.record.prompt_tokens + 2, 1)
+    assert await house.charged() == (house.record.prompt_tokens + 2, 1)
     house.assert_at_rest()
 
 
@@ -182,7 +190,7 @@ async def test_cancelled_at_any_point_nothing_is_left_and_only_what_was_sent_is_
     async def check(outcome) -> None:
         assert house is not None
         house.assert_at_rest()
-        tokens, requests = house.charged
+        tokens, requests = await house.charged()
         answered = bool(house.engine.generations) and house.record.stage == "streaming"
         if not house.record.attempts:
             assert (tokens, requests) == (0, 0)

@@ -23,7 +23,7 @@ from backends.simulated.engine import EngineProfile, Step
 from backends.simulated.faults import FaultPlan
 from backends.simulated.live import LiveEngine, Output, Piece
 from backends.simulated.options import ServerOptions
-from backends.simulated.records import ClosePhase
+from backends.simulated.records import Close, ClosePhase
 from backends.simulated.tokens import EngineTokenizer
 
 __all__ = [
@@ -79,9 +79,16 @@ class Host(Protocol):
     """Recent steps that no statistics endpoint has reported yet."""
     exchanges: "set[Exchange]"
     """Inference requests under way."""
+    abandoned: "dict[Exchange, Close]"
+    """Those whose clients are gone and which the engine computes all the same: nobody has told it yet, and
+    where nothing is streamed some servers never do."""
     dialect: "Dialect"
     started_at: float
     """Monotonic seconds."""
+
+    def notice(self, exchange: "Exchange") -> None:
+        """Tell the engine of an abandoned request to stop, and note when."""
+        ...
 
     def inference(self, answer: "Handler") -> Callable[[web.Request], Any]:
         """A handler for an inference route: records the request, applies faults, watches the connection."""
@@ -139,14 +146,21 @@ class Dialect(abc.ABC):
         return await exchange.output.next()
 
     def cancel(self, request_ids: "set[str] | None") -> list["Exchange"]:
-        """Stop the requests with these ids, None: all, as a client asks by an explicit route; those found."""
+        """Stop the requests with these ids, None: all, as a client asks by an explicit route; those found.
+
+        An engine knows a request by its id as long as it computes it, whether or not anybody still listens.
+        """
         found = [
             exchange
-            for exchange in self.host.exchanges
+            for exchange in (*self.host.exchanges, *self.host.abandoned)
             if exchange.submitted and (request_ids is None or exchange.id in request_ids)
         ]
         for exchange in found:
-            exchange.cancelled = exchange.output.cancel()
+            exchange.cancelled = exchange.output.running
+            if exchange in self.host.abandoned:
+                self.host.notice(exchange)
+            else:
+                exchange.output.cancel()
         return found
 
 

@@ -15,14 +15,9 @@ from aiohttp import web
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from backends.simulated.dialects.common import Exchange, json_response, sse
-from backends.simulated.dialects.openai import (
-    Ask,
-    Choice,
-    CompletionRequest,
-    ConversationRequest,
-    OpenAIDialect,
-    Refused,
-)
+from backends.simulated.dialects.openai import OpenAIDialect
+from backends.simulated.dialects.openai_requests import Ask, CompletionRequest, ConversationRequest, Refused
+from backends.simulated.dialects.openai_shapes import Choice
 from backends.simulated.dialects.prometheus import Family, exposition
 
 __all__ = ["LlamacppDialect"]

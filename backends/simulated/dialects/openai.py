@@ -2,35 +2,25 @@
 
 The canonical dialect (kind `openai`), after OpenAI's API reference. The servers that speak a dialect of it
 (trtllm-serve, vLLM, SGLang, llama.cpp, Triton's frontend) are built on this one and override where they
-differ.
+differ. Here: what is refused, what is read, and the order of an answer; `openai_requests.py` has the
+requests, `openai_shapes.py` the bodies of answers.
 """
 
 import json
-import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from backends.simulated.dialects.common import Dialect, EngineFailed, Exchange, json_response, sse
+from backends.simulated.dialects.common import EngineFailed, Exchange, json_response, sse
+from backends.simulated.dialects.openai_requests import Ask, ChatRequest, CompletionRequest, Refused
+from backends.simulated.dialects.openai_shapes import Choice, OpenAIShapes
 from backends.simulated.live import Ending, Piece
 from backends.simulated.tokens import TemplateError
 
-__all__ = [
-    "DONE",
-    "EVENT_STREAM",
-    "Ask",
-    "ChatRequest",
-    "Choice",
-    "CompletionRequest",
-    "ConversationRequest",
-    "OpenAIDialect",
-    "Refused",
-    "StreamOptions",
-]
+__all__ = ["DONE", "EVENT_STREAM", "OpenAIDialect"]
 
 DONE = b"data: [DONE]\n\n"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
@@ -38,105 +28,11 @@ EVENT_STREAM = "text/event-stream; charset=utf-8"
 _FINISH_REASONS: dict[Ending, str] = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
-class Refused(Exception):
-    """The request is answered with an error before anything is generated."""
-
-    def __init__(self, status: int, body: Any, *, late: bool = False) -> None:
-        super().__init__(status, body)
-        self.status = status
-        self.body = body
-        self.late = late
-        """In a stream the status line is out already when the server sees it; see `refuse_late`."""
-
-
-@dataclass(slots=True)
-class Ask:
-    """A request to a chat or completions route, read."""
-
-    id: str
-    chat: bool
-    model: str
-    prompts: list[list[int]]
-    created: int = field(default_factory=lambda: int(time.time()))
-    max_tokens: int | None = None
-    n: int = 1
-    stop: Sequence[str] = ()
-    stop_ids: frozenset[int] = frozenset()
-    keep_stop: bool = False
-    seed: int | None = None
-    ignore_eos: bool = False
-    stream: bool = False
-    usage: bool = False
-    continuous_usage: bool = False
-    logprobs: bool = False
-    echo: bool = False
-
-
-@dataclass(slots=True)
-class Choice:
-    """What has come of one choice; in a stream, what has come and was not sent yet."""
-
-    text: str = ""
-    reasoning: str = ""
-    tokens: int = 0
-    pieces: list[Piece] = field(default_factory=list)
-    finish_reason: str | None = None
-    stopped_by: str | int | None = None
-
-    def sent(self) -> None:
-        """What has come was sent."""
-        self.text = self.reasoning = ""
-        self.pieces.clear()
-
-
-class StreamOptions(BaseModel):
-    include_usage: bool | None = False
-    continuous_usage_stats: bool | None = False
-
-
-class CommonRequest(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    model: str | None = None
-    n: int | None = Field(1, ge=1)
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    seed: int | None = None
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    ignore_eos: bool = False
-    include_stop_str_in_output: bool = False
-
-
-class ConversationRequest(CommonRequest):
-    """A chat without a bound on its output, which has many names."""
-
-    messages: list[dict[str, Any]] = Field(min_length=1)
-    logprobs: bool | None = False
-    tools: list[dict[str, Any]] | None = None
-
-
-class ChatRequest(ConversationRequest):
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-
-
-class CompletionRequest(CommonRequest):
-    max_tokens: int | None = Field(None, ge=1)
-    prompt: str | list[int] | list[str] | list[list[int]]
-    logprobs: int | None = None
-    echo: bool | None = False
-
-
-class OpenAIDialect(Dialect):
+class OpenAIDialect(OpenAIShapes):
     """A server that does what OpenAI's does."""
 
     kind = "openai"
     notices = "at_once"
-    owned_by = "openai-compatible"
-    reasoning_key: str | None = None
-    """The field of a message or delta that holds the reasoning."""
     head_waits = False
     """Whether the status line of a stream waits for the first token."""
     opens_at_once = False
@@ -412,101 +308,7 @@ class OpenAIDialect(Dialect):
         """Whether an event is sent when this piece has come."""
         return bool(choice.text or choice.reasoning) or piece.ending is not None
 
-    # -------------------------------------------------------------------------------------- its shapes
-
-    def head(self, ask: Ask, *, chunk: bool) -> dict[str, Any]:
-        kind = ("chat.completion.chunk" if chunk else "chat.completion") if ask.chat else "text_completion"
-        return {"id": ask.id, "object": kind, "created": ask.created, "model": ask.model}
-
-    def opening(self, ask: Ask, index: int) -> bytes:
-        """The event that opens a choice of a chat."""
-        delta = {"role": "assistant", "content": ""}
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-        return sse({**self.head(ask, chunk=True), "choices": [choice]})
-
-    def chunks(self, ask: Ask, index: int, choice: Choice) -> list[dict[str, Any]]:
-        """The events that say what `choice` has not sent yet."""
-        return [self.chunk(ask, index, choice)]
-
-    def chunk(self, ask: Ask, index: int, choice: Choice) -> dict[str, Any]:
-        """An event with what `choice` has not sent yet."""
-        body: dict[str, Any] = {"index": index}
-        if ask.chat:
-            body["delta"] = {"content": choice.text, **self.reasoning(choice)}
-        else:
-            body["text"] = choice.text
-        body["logprobs"] = self.logprobs(ask, choice)
-        body["finish_reason"] = choice.finish_reason
-        if choice.finish_reason is not None or not ask.chat:
-            body["stop_reason"] = choice.stopped_by
-        return {**self.head(ask, chunk=True), "choices": [body]}
-
-    def usage_chunk(self, ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
-        return {**self.head(ask, chunk=True), "choices": [], "usage": self.usage(ask, choices)}
-
-    def whole(self, ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
-        """The answer that is not streamed."""
-        bodies = []
-        for index, choice in enumerate(choices):
-            body: dict[str, Any] = {"index": index}
-            if ask.chat:
-                body["message"] = {
-                    "role": "assistant",
-                    "content": choice.text,
-                    **self.reasoning(choice),
-                    "tool_calls": [],
-                }
-            else:
-                body["text"] = choice.text
-            body["logprobs"] = self.logprobs(ask, choice)
-            body["finish_reason"] = choice.finish_reason
-            body["stop_reason"] = choice.stopped_by
-            bodies.append(body)
-        return {**self.head(ask, chunk=False), "choices": bodies, "usage": self.usage(ask, choices)}
-
-    def reasoning(self, choice: Choice) -> dict[str, Any]:
-        if not choice.reasoning or self.reasoning_key is None:
-            return {}
-        return {self.reasoning_key: choice.reasoning}
-
-    def usage(self, ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
-        prompt = sum(len(ids) for ids in ask.prompts)
-        output = sum(choice.tokens for choice in choices)
-        return {"prompt_tokens": prompt, "total_tokens": prompt + output, "completion_tokens": output}
-
-    def logprobs(self, ask: Ask, choice: Choice) -> dict[str, Any] | None:
-        if not ask.logprobs:
-            return None
-        pieces = [(self.tokenizer.pieces[piece.token_id], piece.logprob) for piece in choice.pieces]
-        if ask.chat:
-            return {
-                "content": [
-                    {
-                        "token": token.decode(errors="replace"),
-                        "logprob": logprob,
-                        "bytes": list(token),
-                        "top_logprobs": [],
-                    }
-                    for token, logprob in pieces
-                ]
-            }
-        return {
-            "text_offset": [],
-            "token_logprobs": [logprob for _, logprob in pieces],
-            "tokens": [token.decode(errors="replace") for token, _ in pieces],
-            "top_logprobs": None,
-        }
-
     # --------------------------------------------------------------------------------------- the rest
-
-    def model_card(self) -> dict[str, Any]:
-        return {
-            "id": self.options.model,
-            "object": "model",
-            "created": 1_750_784_198,
-            "owned_by": self.owned_by,
-            "max_model_len": self.options.max_total_tokens,
-        }
 
     async def models(self, request: web.Request) -> web.Response:
         return json_response({"object": "list", "data": [self.model_card()]})

@@ -15,15 +15,9 @@ from aiohttp import web
 from pydantic import BaseModel, Field, ValidationError
 
 from backends.simulated.dialects.common import Exchange, json_response, sse
-from backends.simulated.dialects.openai import (
-    DONE,
-    Ask,
-    ChatRequest,
-    Choice,
-    CompletionRequest,
-    OpenAIDialect,
-    Refused,
-)
+from backends.simulated.dialects.openai import DONE, OpenAIDialect
+from backends.simulated.dialects.openai_requests import Ask, ChatRequest, CompletionRequest, Refused
+from backends.simulated.dialects.openai_shapes import Choice
 from backends.simulated.dialects.prometheus import Family, exposition
 
 __all__ = ["SglangDialect"]

@@ -14,15 +14,9 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from backends.simulated.dialects.common import Exchange, json_response, sse
-from backends.simulated.dialects.openai import (
-    EVENT_STREAM,
-    Ask,
-    ChatRequest,
-    Choice,
-    CompletionRequest,
-    OpenAIDialect,
-    Refused,
-)
+from backends.simulated.dialects.openai import EVENT_STREAM, OpenAIDialect
+from backends.simulated.dialects.openai_requests import Ask, ChatRequest, CompletionRequest, Refused
+from backends.simulated.dialects.openai_shapes import Choice
 from backends.simulated.dialects.triton_metrics import triton_metrics
 from backends.simulated.live import Piece
 

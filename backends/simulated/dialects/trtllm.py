@@ -16,7 +16,9 @@ from aiohttp import web
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from backends.simulated.dialects.common import Exchange, json_body, json_response
-from backends.simulated.dialects.openai import Ask, Choice, OpenAIDialect, Refused
+from backends.simulated.dialects.openai import OpenAIDialect
+from backends.simulated.dialects.openai_requests import Ask, Refused
+from backends.simulated.dialects.openai_shapes import Choice
 from backends.simulated.dialects.prometheus import Family, exposition
 from backends.simulated.engine import Step
 from backends.simulated.live import Piece

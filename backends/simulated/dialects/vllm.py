@@ -13,14 +13,9 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from backends.simulated.dialects.common import Exchange, json_body, json_response, sse
-from backends.simulated.dialects.openai import (
-    Ask,
-    ChatRequest,
-    Choice,
-    CompletionRequest,
-    OpenAIDialect,
-    Refused,
-)
+from backends.simulated.dialects.openai import OpenAIDialect
+from backends.simulated.dialects.openai_requests import Ask, ChatRequest, CompletionRequest, Refused
+from backends.simulated.dialects.openai_shapes import Choice
 from backends.simulated.dialects.prometheus import Family, exposition
 from backends.simulated.tokens import TemplateError
 

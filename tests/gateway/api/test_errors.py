@@ -10,6 +10,7 @@ from gateway import errors
 from gateway.api.errors import ErrorRing, error_body, error_headers
 from gateway.errors import (
     BadRequest,
+    BudgetExceeded,
     ClientGone,
     EngineFailed,
     GatewayError,
@@ -52,7 +53,24 @@ def test_the_envelope():
         (InvalidKey("x"), {b"www-authenticate": b"Bearer"}),
         (QuotaExceeded("x", retry_after=1.2341), {b"retry-after": b"2", b"retry-after-ms": b"1235"}),
         (QuotaExceeded("x", retry_after=0.0001), {b"retry-after": b"1", b"retry-after-ms": b"1"}),
-        (QuotaExceeded("x", retry_after=1e9), {b"retry-after": b"60", b"retry-after-ms": b"60000"}),
+        (
+            Unavailable("x", reason="draining", retry_after=1e9),
+            {b"retry-after": b"60", b"retry-after-ms": b"60000"},
+        ),
+        (QuotaExceeded("x", retry_after=4.035), {b"retry-after": b"5", b"retry-after-ms": b"4035"}),
+        (
+            QuotaExceeded("x", limit="acme.day", retry_after=3600),  # longer than any SDK would wait
+            {
+                b"retry-after": b"3600",
+                b"retry-after-ms": b"3600000",
+                b"x-should-retry": b"false",
+                b"x-headgate-limit": b"acme.day",
+            },
+        ),
+        (
+            BudgetExceeded("x", limit="b", hopeless=True),
+            {b"x-should-retry": b"false", b"x-headgate-limit": b"b"},
+        ),
         (QuotaExceeded("x", retry_after=-1), {b"retry-after": b"0", b"retry-after-ms": b"0"}),
         (QuotaExceeded("x", hopeless=True, retry_after=5), {b"x-should-retry": b"false"}),
         (Unavailable("x", reason="queue_full"), {b"retry-after": b"1", b"retry-after-ms": b"1000"}),

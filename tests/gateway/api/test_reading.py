@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.api.reading import MAX_CHOICES, MAX_DEPTH, MAX_MESSAGES, MAX_STOPS, decode_body, read_call
 from gateway.call import Call, Dialect
-from gateway.config.snapshot import Allow, PriorityClass, Tenant
+from gateway.config.snapshot import Allow, MediaTokens, PriorityClass, Tenant
 from gateway.errors import BadRequest, GatewayError, ModelNotFound, UnsupportedByEngine
 from tests.gateway.builders import a_model, a_pool, a_snapshot, a_tenant
 
@@ -277,6 +277,7 @@ CHAT_ROWS: list[tuple[str, dict[str, Any], str]] = [
     ("B58 the older name is checked too", {"max_tokens": 0, "max_completion_tokens": 5}, "max_tokens"),
     *((f"B61 n {bad!r}", {"n": bad}, "n") for bad in (0, -1, 17, 1_000_000, 1e6, "2", True)),
     *((f"B61 best_of {bad!r}", {"best_of": bad}, "best_of") for bad in (0, 1_000_000, "2")),
+    ("B61 best_of below n", {"n": 2, "best_of": 1}, "best_of"),
     *((f"B62 temperature {bad!r}", {"temperature": bad}, "temperature") for bad in
       (-1, 1e308, 10**300, "hot", float("nan"), float("inf"), True, [])),
     *((f"B62 {name} {bad!r}", {name: bad}, name) for name, bad in
@@ -361,6 +362,53 @@ def test_a_bad_completion_names_the_field(fields, param):
 def test_media_parts_say_that_they_are_unsupported():
     with pytest.raises(UnsupportedByEngine):
         chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}])
+
+
+PRICED = a_snapshot(models=[a_model("llama", media_tokens=MediaTokens(image=576, audio=1500, file=100))])
+
+
+def with_part(part: dict[str, Any]) -> Call:
+    return read({"model": "llama", "messages": [{"role": "user", "content": [part]}]}, snapshot=PRICED)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+        {"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,AAAA"}},
+        {"type": "file", "file": {"file_data": "data:application/pdf;base64,AAAA"}},
+    ],
+)
+def test_media_parts_that_have_a_cost_are_taken_as_they_are(part):
+    """Their content travels within the request."""
+    messages = with_part(part).request.messages
+    assert messages is not None
+    assert messages[0]["content"] == [part]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
+        {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}},
+        {"type": "image_url", "image_url": {"url": "DATA:,x"}},
+        {"type": "image_url", "image_url": "data:image/png;base64,AAAA"},
+        {"type": "image_url"},
+        {"type": "image_url", "image_url": {"url": "data:,"}, "video_url": {"url": "http://10.0.0.1/"}},
+        {"type": "image_url", "image_url": {"url": "data:,"}, "text": "x"},
+        {"type": "input_audio", "input_audio": {"data": 1}},
+        {"type": "file", "file": {"file_id": "f-1"}},
+        {"type": "input_image", "image_url": "data:,"},
+        {"type": "video_url", "video_url": {"url": "data:,"}},
+        {"type": "image_embeds", "image_embeds": "AAAA"},
+    ],
+)
+def test_no_engine_is_sent_to_fetch_something(part):
+    """B72, where images have a cost too; and kinds without one stay unsupported."""
+    with pytest.raises(BadRequest) as refused:
+        with_part(part)
+    assert refused.value.param == "messages[0].content[0]"
 
 
 @pytest.mark.parametrize("name", ["unknown", "llama\nX: y", "../llama", 'llama"}', "LLAMA", "llama ", "*"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backends.contract import OptionError
+from backends.contract import HttpRequest, OptionError
 from gateway.config.loading import ConfigInvalid, load_with_warnings
 from gateway.config.problems import Problem
 from gateway.config.snapshot import Snapshot
@@ -25,6 +25,12 @@ class TinyAdapter:
         self.relay = relay
         self.canonical = canonical
         self.options = dict(options)
+
+    def tokenize_request(self, model: str, *, text: str | None = None, messages: Any = None) -> Any:
+        """tgi counts texts and chats, trtllm texts, the others nothing."""
+        if self.kind == "tgi" or (self.kind == "trtllm" and text is not None):
+            return HttpRequest("POST", "/tokenize")
+        return None
 
 
 class TinyRegistry:

@@ -102,9 +102,17 @@ def test_the_file_that_the_others_change_is_good(warnings_of: Find) -> None:
             "pools.pa.relay: 'patched' is not possible: tgi answers are translated (use auto)"]),
         ([("serves: {b: b}", "serves: {b: bert}\n    relay: raw")], [
             "pools.pb.relay: 'raw' would show the engine's own name for b (use auto, or equal names in serves)"]),
+        ([("a: {tokenizer: {kind: estimate}", "a: {tokenizer: {kind: engine, pool: pc}")], [
+            "models.a.tokenizer.pool: 'pc' is not a pool (valid: pa, pb)"]),
+        ([("a: {tokenizer: {kind: estimate}", "a: {tokenizer: {kind: engine, pool: pb}")], [
+            "models.a.tokenizer.pool: 'pb' does not serve a",
+            ("models.a.tokenizer.pool: 'pb' cannot count: openai has no question for it "
+            "(use huggingface, tiktoken or estimate)")]),
         # Numbers that contradict each other.
         ([("serves: a", "serves: a\n    limits: {prompt: 5000, total: 4096}")], [
             "pools.pa.limits.prompt: 5000 is more than the total, 4096"]),
+        ([("context: 8192", "context: 8192, count: auto")], [
+            "models.a.count: 'auto' wants a tokenizer that counts; `estimate` does not"]),
         ([("context: 8192", "context: 8192, max_tokens: {default: 9, ceiling: 5}")], [
             "models.a.max_tokens.default: 9 is more than the ceiling, 5"]),
         ([("context: 8192", "defaults: {temperature: 1, stream: true, max_tokens: 7}")], [
@@ -115,11 +123,6 @@ def test_the_file_that_the_others_change_is_good(warnings_of: Find) -> None:
             "tenants.t.class: class interactive is above max_class batch"]),
         ([("  t:\n", "  t:\n    max_class: batch\n")], [
             "tenants.t.max_class: class standard is above max_class batch"]),
-        ([("  t:\n", "  t:\n    limits: [{per: day}, {tokens: 1, requests: 1, per: day}]\n")], [
-            "tenants.t.limits[0]: a limit is of tokens or of requests: exactly one",
-            "tenants.t.limits[1]: a limit is of tokens or of requests: exactly one"]),
-        ([("  t:\n", "  t:\n    limits: [{tokens: 1, per: day}, {tokens: 1, per: hour}, {tokens: 2, per: day}]\n")], [
-            "tenants.t.limits[2]: tokens per day are limited already, in line 23"]),
         ([("  t:\n", "  t:\n    allow: {models: [a, bb, 'x*'], environmint: [prod]}\n")], [
             "tenants.t.allow.models[1]: 'bb' is not a declared model (did you mean 'b'?)",
             ("tenants.t.allow.environmint: no pool has a label 'environmint', so this would allow nothing "
@@ -127,11 +130,23 @@ def test_the_file_that_the_others_change_is_good(warnings_of: Find) -> None:
         ([(f'"sha256:{DIGEST}"}}]', f'"sha256:{DIGEST}"}}, {{id: k, hash: "sha256:{DIGEST}"}}]')], [
             "tenants.t.keys[1].id: the same as in line 23",
             "tenants.t.keys[1].hash: the same as in line 23"]),
+        # Lengths.
+        ([("{model: a}", "{model: a, estimated_total_tokens: {gt: 5, if_clamped: 16}}")], [
+            "rules[0].when.estimated_total_tokens.if_clamped: there is no bound to clamp to: lt or lte"]),
+        ([("{model: a}", "{model: a, estimated_total_tokens: {lt: 17, if_clamped: 16}}")], [
+            "rules[0].when.estimated_total_tokens.if_clamped: 16 leaves no prompt below 17"]),
+        ([("{model: a}", "{model: a, estimated_total_tokens: {if_clamped: 16}}")], [
+            "rules[0].when.estimated_total_tokens: names no bound: one or more of lt, lte, gt, gte"]),
+        ([("context: 8192", "context: 8192, media_tokens: {per_detail: {low: 85}}")], [
+            "models.a.media_tokens.per_detail: is of images; `image` is for those without"]),
+        ([("context: 8192", "context: 8192, max_tokens: {margin: 8192}")], [
+            "models.a.max_tokens.margin: 8192 leaves nothing of the context, 8192 tokens"]),
         # The server.
         ([("version: 1\n", "version: 1\nserver: {listen: '127.0.0.1:8081'}\n")], [
             "server.admin: this is the address of `listen` too"]),
-        ([("version: 1\n", "version: 1\nserver: {redis_url: 'redis://u:hunter2@h'}\n")], [
-            "server.redis_url: limits are per process in this version; redis_url must be null"]),
+        ([("version: 1\n", "version: 1\nserver: {redis_url: 'http://u:hunter2@h'}\n")], [
+            ("server.redis_url: redis_url begins with redis://, rediss://, unix://, redis+sentinel://, "
+            "redis+cluster://")]),
         ([("version: 1\n", "version: 1\nserver: {listen: '0.0.0.0:80', authentication: off}\n")], [
             ("server.authentication: 'off' lets everyone in who reaches `listen`, which is not a loopback address "
             "(--insecure allows it)")]),
@@ -173,6 +188,10 @@ def test_cross_checks(problems: Find, changes: list[tuple[str, str]], expected: 
             "models.a.max_tokens.ceiling: more than the model's context of 8192 tokens; that is the bound then"]),
         ([("9002", "9001")], [
             "pools.pb.replicas[0].url: the same engine as in line 9; neither pool sees the other's load"]),
+        ([("a: {tokenizer: {kind: estimate}", "a: {tokenizer: {kind: engine, pool: pa}"),
+          ("serves: a", "serves: a\n    state: cold")], [
+            "models.a.tokenizer.pool: trtllm counts texts only; chats are estimated",
+            "models.a.tokenizer.pool: the pool is cold: it is not asked, and prompts are estimated"]),
         ([("pools: [pa]", "pools: [pa]\n    after_ms: 50")], [
             "rules[0].after_ms: has no effect unless `on` has overloaded"]),
         ([("  t:\n", "  t:\n    allow: {environment: [prod, prd]}\n")], [

@@ -33,6 +33,15 @@ def test_two_halves_take_everything_together() -> None:
     assert coverage(gap, MODELS, TENANTS).reaching[2] == {"a"}
 
 
+def test_if_clamped_may_reach_more_than_it_surely_takes() -> None:
+    """A second short rule is reached by what the first leaves; and neither leaves nothing over."""
+    short = Range(lte=100)
+    rules = [When(estimated_total_tokens=short), When(estimated_total_tokens=short, if_clamped=16)]
+    found = coverage(rules, MODELS, TENANTS)
+    assert found.reaching[1] == frozenset(MODELS)
+    assert found.untaken == frozenset(MODELS)
+
+
 def test_an_unknown_condition_takes_nothing() -> None:
     assert coverage([None, When()], MODELS, TENANTS).reaching == (frozenset(), frozenset(MODELS))
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.config.loading import ConfigInvalid, load, load_with_warnings
-from gateway.config.snapshot import Hop, PriorityClass, Quota, Range, Snapshot
+from gateway.config.snapshot import Hop, PriorityClass, Range, Snapshot
 from tests.gateway.config.conftest import MINIMAL, REPO, Loaded, TinyRegistry
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -83,9 +83,11 @@ def test_the_shipped_values_arrive_in_their_units(shipped: Snapshot, shipped_dir
     assert long.adapter.options == {"text_mode": "delta"}
     assert shipped.pools["short-pool"].relay == "patched"
     assert shipped.pools["code-pool"].upstream.api_key is None
-    acme, globex = shipped.tenants["acme"], shipped.tenants["globex"]
-    assert acme.quotas == (Quota("tokens", 200_000, 60), Quota("requests", 600, 60))
-    assert globex.quotas[1] == Quota("requests", 10, 1)
+    globex = shipped.tenants["globex"]
+    assert [(limit.name, limit.amount, limit.per) for limit in shipped.limits if "acme" in limit.tenants] == [
+        ("acme.tokens-per-minute", 200_000, 60),
+        ("acme.requests-per-minute", 600, 60),
+    ]
     assert (globex.max_class, globex.max_tokens) == (PriorityClass.standard, 1024)
     assert globex.allow.model("llama3-8b-ru")
     assert not globex.allow.model("code-7b")
@@ -260,7 +262,7 @@ SECRETIVE = [
     ("id: k", "id: '- %s'"),
     ("id: k", "id: k, %s: k"),
     ("sha256:0000000000000000000000000000000000000000000000000000000000000000", "%s"),
-    ("version: 1", "version: 1\nserver: {redis_url: 'redis://:%s@h'}"),
+    ("version: 1", "version: 1\nserver: {redis_url: 'http://:%s@h'}"),
     ("version: 1", "version: 1\nserver: {listen: '${SECRET}'}"),
     ("pools: [p]", "pools: ['${SECRET}']"),
 ]

@@ -54,8 +54,11 @@ def changed(old: str, new: str) -> str:
                                "10:26: rules[0].pools[0]: 'p' is not a pool (did you mean '-p'?)"]),
         ("{kind: estimate}", "{kind: estimat}", [
             "3:25: models.m.tokenizer.kind: 'estimat' is not a kind of tokenizer (did you mean 'estimate'?)"]),
-        ("{kind: estimate}", "{kind: engine}", [
-            ("3:25: models.m.tokenizer.kind: 'engine' (counting by the engine) is not in this version yet "
+        ("{kind: estimate}", "{kind: engine}", ["3:7: models.m.tokenizer.pool: is missing"]),
+        ("{kind: estimate}", "{kind: engine, pool: p, timeout_ms: 0}", [
+            "3:54: models.m.tokenizer.timeout_ms: 0 is not more than 0"]),
+        ("{kind: estimate}", "{kind: engine, pool: p}", [
+            ("3:39: models.m.tokenizer.pool: 'p' cannot count: openai has no question for it "
             "(use huggingface, tiktoken or estimate)")]),
         ("{kind: estimate}", "{}", ["3:7: models.m.tokenizer.kind: is missing"]),
         ("{kind: estimate}", "{kind: tiktoken, path: .}", ["3:7: models.m.tokenizer.encoding: is missing"]),

@@ -1,6 +1,7 @@
 """Probing over real HTTP: what an answer, a silence or a closed port does to a replica."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,20 +9,21 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from backends.contract import Endpoint
+from backends.contract import Answer, Endpoint
 from backends.registry import REGISTRY
 from gateway.config.snapshot import Replica
 from gateway.fleet import probing
 from gateway.fleet.ledger import ReplicaLedger
-from gateway.fleet.probing import Prober
+from gateway.fleet.probing import Prober, Target
 from tests.gateway.builders import Clock, NoEngine
 
 
 class HealthServer:
-    """Answers every request with `status`; with None it says nothing at all."""
+    """Answers every request with `status` and `body`; with None it says nothing at all."""
 
     def __init__(self) -> None:
         self.status: int | None = 200
+        self.body = b"{}"
         self.heads: list[str] = []
         self.url = ""
 
@@ -32,7 +34,8 @@ class HealthServer:
                 if self.status is None:
                     await reader.read()
                     return
-                writer.write(f"HTTP/1.1 {self.status} X\r\ncontent-length: 2\r\n\r\n{{}}".encode())
+                head = f"HTTP/1.1 {self.status} X\r\ncontent-length: {len(self.body)}\r\n\r\n"
+                writer.write(head.encode() + self.body)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -63,15 +66,24 @@ class Stage:
         self.ledger = ReplicaLedger(replica, NoEngine(REGISTRY.adapter(kind, {})), self.clock)
         self.endpoint = Endpoint(url, {"authorization": "Bearer upstream-key"})
         self.dispatched = 0
-        self.prober = Prober([(self.ledger, self.endpoint, self._dispatch)])
+        self.learned = 0
+        self.target = Target(self.ledger, self.endpoint, ("m",), self._dispatch, self._learn)
+        self.prober = Prober([self.target])
 
     def _dispatch(self) -> None:
         self.dispatched += 1
 
+    def _learn(self) -> None:
+        self.learned += 1
+
     async def probe(self) -> bool | None:
         async with httpx.AsyncClient(trust_env=False) as client:
-            await self.prober.probe(client, self.ledger, self.endpoint, self._dispatch)
+            assert await self.prober.probe(client, self.target) is self.ledger.ready
         return self.ledger.ready
+
+    async def ask_limits(self) -> bool:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return await self.prober.ask_limits(client, self.target)
 
 
 @pytest.mark.parametrize("kind", REGISTRY.kinds())
@@ -158,13 +170,80 @@ async def test_the_log_has_changes_only(server, caplog):
 async def test_run_probes_every_replica_again_and_again_until_cancelled(server, monkeypatch):
     monkeypatch.setattr(probing, "INTERVAL", 0.001)
     stages = [Stage(server.url), Stage(server.url)]
-    prober = Prober([(stage.ledger, stage.endpoint, stage._dispatch) for stage in stages])
+    prober = Prober([stage.target for stage in stages])
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         running = group.create_task(prober.run())
         while min(stage.dispatched for stage in stages) < 3:
             await asyncio.sleep(0.001)
         running.cancel()
     assert all(stage.ledger.ready for stage in stages)
+
+
+# -------------------------------------------------------------------------------------------- limits
+
+
+def info(total: int | None) -> bytes:
+    """TGI's answer about itself; None: one that tells no limits."""
+    return json.dumps({"model_id": "m"} | ({} if total is None else {"max_total_tokens": total})).encode()
+
+
+async def test_what_it_tells_is_kept_and_a_change_is_told_once(server):
+    stage = Stage(server.url, "tgi")
+    for body, learned in ((info(4096), 1), (info(4096), 1), (info(2048), 2)):
+        server.body = body
+        assert await stage.ask_limits()
+        assert stage.learned == learned
+    assert stage.ledger.told.context_tokens == 2048
+    assert stage.ledger.statistics().told == stage.ledger.told
+
+
+async def test_an_engine_that_can_not_be_asked_changes_nothing(server, monkeypatch):
+    """Neither an error nor a silence is an answer; a good answer without limits is one."""
+    monkeypatch.setattr(probing, "TIMEOUT", 0.1)
+    stage = Stage(server.url, "tgi")
+    server.body = info(4096)
+    await stage.ask_limits()
+    server.body = b"<html>"
+    for status, answered in ((404, True), (503, False), (None, False)):
+        server.status = status
+        assert await stage.ask_limits() is answered
+        assert (stage.ledger.told.context_tokens, stage.learned) == (4096, 1)
+    server.status, server.body = 200, info(None)
+    assert await stage.ask_limits()
+    assert (stage.ledger.told.context_tokens, stage.learned) == (None, 2)
+
+
+async def test_limits_are_asked_at_the_start_after_a_comeback_and_now_and_then(server, monkeypatch):
+    monkeypatch.setattr(probing, "INTERVAL", 0.001)
+    monkeypatch.setattr(probing, "ASK_EVERY", 3)
+    stage = Stage(server.url, "tgi")
+
+    def asked() -> str:
+        """H for a probe, i for a question about limits."""
+        return "".join("i" if " /info " in head else "H" for head in server.heads)
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        running = group.create_task(stage.prober.run())
+        while len(server.heads) < 8:
+            await asyncio.sleep(0)
+        server.status = 503
+        while not (asked().endswith("HHH") and stage.ledger.ready is False):
+            await asyncio.sleep(0)
+        fallen = len(server.heads)
+        server.status = 200
+        while len(server.heads) < fallen + 6:
+            await asyncio.sleep(0)
+        running.cancel()
+    assert asked().startswith("HiHHHHiH")
+    assert "HiHHHHi"[:5] in asked()[fallen:]
+
+
+@pytest.mark.parametrize("kind", REGISTRY.kinds())
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b'{"data": [1, {"id": 5}], "limits": {}}', b"<html>"])
+def test_no_answer_about_limits_makes_an_adapter_raise(kind, body):
+    adapter = REGISTRY.adapter(kind, {})
+    answers = {question.path: Answer(200, body) for question in adapter.metadata_requests("m")}
+    assert adapter.read_metadata(answers).limits.context_tokens is None
 
 
 @pytest.mark.parametrize("kind", REGISTRY.kinds())

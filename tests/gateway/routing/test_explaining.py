@@ -12,7 +12,7 @@ def explained(pools, rules, call=None, estimate=None, queues=None):
     snapshot = a_snapshot(pools=pools, rules=rules)
     call, estimate = call or a_call(), estimate or an_estimate()
     queues = queues or {pool.name: a_queue(pool) for pool in pools}
-    told = explain(call, estimate, choose_route(snapshot, call, estimate), queues)
+    told = explain(call, choose_route(snapshot, call, estimate), queues)
     assert json.loads(json.dumps(told)) == told, "plain JSON, nothing lost"
     return told
 
@@ -29,9 +29,9 @@ def test_the_whole_explanation():
         "tenant": "acme",
         "class": "standard",
         "stream": False,
-        "prompt": {"tokens": 10, "exact": True, "source": "test"},
+        "prompt": {"tokens": 10, "exact": True, "source": "test", "tier": "exact", "why": ""},
         "max_tokens": {"asked": 20, "bound": 20, "by": "asked", "clamped": False},
-        "estimate": {"output": 5, "output_by": "model default", "n": 1, "total": 15},
+        "estimate": {"output": 5, "output_by": "model default", "mean": 5, "n": 1, "total": 15},
         "rules": [
             {"rule": "tiny", "matched": False, "why": "estimated_total_tokens 15 is not <= 5"},
             {"rule": "else", "matched": True, "why": "every condition holds"},
@@ -48,8 +48,10 @@ def test_the_whole_explanation():
                 "usable": False,
                 "why": told["chain"][0]["why"],
                 "max_tokens": 2,
+                "by": "pool",
                 "clamped": True,
                 "limits": {"prompt": None, "total": 12, "in_flight": 4},
+                "configured_limits": {"prompt": None, "total": 12, "in_flight": 4},
                 "candidates": [
                     {
                         "replica": "r1",
@@ -68,8 +70,10 @@ def test_the_whole_explanation():
                 "usable": True,
                 "why": "takes it",
                 "max_tokens": 20,
+                "by": "asked",
                 "clamped": False,
                 "limits": {"prompt": None, "total": None, "in_flight": None},
+                "configured_limits": {"prompt": None, "total": None, "in_flight": None},
                 "candidates": [
                     {
                         "replica": "r1",
@@ -92,6 +96,23 @@ def test_the_whole_explanation():
         "refused": None,
     }
     assert "20 output tokens asked" in told["chain"][0]["why"]
+
+
+def test_a_rule_that_holds_only_with_less_output_says_so():
+    """Which condition, how much is left, and that the estimate is the one with less."""
+    pool = a_pool(total=100)
+    when = When(estimated_total_tokens=Range(lte=100), if_clamped=16)
+    told = explained([pool], [a_rule("short", when=when)], a_call(asked=90), an_estimate(60, 90, asked=90))
+    assert told["rules"] == [
+        {
+            "rule": "short",
+            "matched": True,
+            "why": "estimated_total_tokens 150 is not <= 100, but holds with the output bounded to 40",
+        }
+    ]
+    assert told["max_tokens"] == {"asked": 90, "bound": 40, "by": "rule short", "clamped": True}
+    assert told["estimate"]["total"] == 100
+    assert (told["chain"][0]["max_tokens"], told["chain"][0]["by"]) == (40, "rule short")
 
 
 def test_a_refusal_is_told_with_its_status():

@@ -67,6 +67,55 @@ def test_every_rule_tried_is_kept_with_its_first_mismatch(shipped):
     ]
 
 
+SHORT = When(model=("llama",), estimated_total_tokens=Range(lte=100), if_clamped=16)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output", "asked", "rule", "total"),
+    [
+        (60, 40, None, "short", 100),
+        (60, 41, None, "short", 100),
+        (60, 900, 900, "short", 100),
+        (84, 900, 900, "short", 100),
+        (85, 900, 900, "long", 985),
+        (85, 15, 15, "short", 100),
+        (85, 16, 16, "long", 101),
+    ],
+)
+def test_what_fits_the_short_pool_if_clamped(prompt, output, asked, rule, total):
+    """With 16 tokens of output it does; what it may have more is bounded to the room there is."""
+    short, long = a_pool("short", total=100), a_pool("long", total=1000)
+    rules = [a_rule("short", ["short", "long"], when=SHORT), a_rule("long", ["long"])]
+    call = a_call(asked=asked)
+    route = choose_route(
+        a_snapshot(pools=[short, long], rules=rules), call, an_estimate(prompt, output, asked=asked)
+    )
+    assert (route.rule.name, route.estimate.total) == (rule, total)
+    if rule == "short" and output > 100 - prompt:
+        assert route.tried[0].clamped is not None
+        assert [target.fit.sent for target in route.chain] == [100 - prompt] * 2
+        assert {target.fit.by for target in route.chain} == {"rule short"}
+    else:
+        assert route.tried[0].clamped is None
+
+
+def test_the_bound_of_a_rule_holds_for_another_model_too():
+    """The chain's second model has a ceiling of its own, and the rule's bound."""
+    other = a_model("small", max_tokens=MaxTokens(ceiling=500))
+    pools = [a_pool("a"), a_pool("b", serves={"small": "s"})]
+    rules = [a_rule("short", ["a", Hop("b", "small")], when=SHORT)]
+    snapshot = a_snapshot(models=[a_model(), other], pools=pools, rules=rules)
+    route = choose_route(snapshot, a_call(asked=900), an_estimate(60, 900, asked=900))
+    assert [(target.fit.sent, target.fit.by) for target in route.chain] == [(40, "rule short")] * 2
+
+
+def test_what_is_cut_for_another_reason_does_not_match_if_clamped():
+    """Every other condition must hold as ever."""
+    rules = [a_rule("short", when=When(stream=True, estimated_total_tokens=Range(lte=100), if_clamped=16))]
+    with pytest.raises(ModelNotFound):
+        choose_route(a_snapshot(rules=rules), a_call(stream=False), an_estimate(60, 900))
+
+
 def test_no_rule_is_an_unknown_model():
     snapshot = a_snapshot(rules=[a_rule(when=When(model=("other",)))])
     with pytest.raises(ModelNotFound) as refused:

@@ -1,11 +1,13 @@
 """Metrics: what is counted, read from the text that Prometheus would scrape."""
 
+from dataclasses import replace
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.records import RecordBook, RequestRecord
-from tests.gateway.builders import Clock
+from tests.gateway.builders import Clock, an_estimate
 
 
 def scraped(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -63,6 +65,25 @@ def test_a_request_without_a_first_byte_has_no_time_to_it():
     assert value(metrics, "headgate_request_duration_seconds_count", model="llama", pool="short") == 1
 
 
+def test_output_lengths_are_held_against_what_was_predicted():
+    """Within the p90 or beyond it; and by which factor p90 and mean were off, where they were learned."""
+    metrics = Metrics()
+    learned = replace(an_estimate(10, 100), mean=50, output_by="learned p90", learned=True)
+    metrics.observe_output("llama", learned, None, 100)
+    metrics.observe_output("llama", learned, None, 101)
+    metrics.observe_output("llama", learned, 40, 40)  # predicted is what it could have at most
+    metrics.observe_output("llama", an_estimate(10, 512), None, 7)
+    name, by = "headgate_output_length_predictions_total", "learned p90"
+    assert value(metrics, name, model="llama", by=by, passed="false") == 2
+    assert value(metrics, name, model="llama", by=by, passed="true") == 1
+    assert value(metrics, name, model="llama", by="model default", passed="false") == 1
+    ratio = "headgate_output_length_error_ratio"
+    assert value(metrics, f"{ratio}_count", model="llama", predicted="mean") == 3
+    total = value(metrics, f"{ratio}_sum", model="llama", predicted="mean")
+    assert total == pytest.approx(50 / 100 + 50 / 101 + 1)
+    assert value(metrics, f"{ratio}_bucket", model="llama", predicted="p90", le="1.0") == 3
+
+
 def test_clamps_are_counted_by_what_cut():
     metrics = Metrics()
     metrics.observe(a_record(**SERVED, max_tokens_by="tenant"), 3.0)
@@ -84,11 +105,24 @@ class Town:
         yield "short", "r1", False
         yield "short", "r2", True
 
+    def forced_estimates(self):
+        return {"engine": 3}
+
+    def counted_bytes(self):
+        return 300, 1200
+
     def config(self):
         return "abcdef", False, 17.5
 
     def queues(self):
         yield "short", 3
+
+    def limit_store(self):
+        return False, 2, 7, 1
+
+    def pool_limits(self):
+        yield "short", "prompt", None, 900
+        yield "short", "total", 4096, 3000
 
     def live_requests(self) -> int:
         return 5
@@ -111,6 +145,11 @@ def test_gauges_are_read_at_scrape_time():
     ) == (1, 0)
     assert value(metrics, "headgate_queued_requests", pool="short") == 3
     assert value(metrics, "headgate_live_requests") == 5
+    assert value(metrics, "headgate_prompt_bytes_total", by="tokenizer") == 300
+    assert value(metrics, "headgate_prompt_bytes_total", by="memory") == 1200
+    assert value(metrics, "headgate_pool_limit_tokens", pool="short", limit="total") == 3000
+    assert value(metrics, "headgate_pool_configured_limit_tokens", pool="short", limit="total") == 4096
+    assert value(metrics, "headgate_pool_configured_limit_tokens", pool="short", limit="prompt") is None
     assert value(metrics, "headgate_build_info", version="1.2.3", config="abc") == 1
     town.in_flight = 0
     assert value(metrics, "headgate_in_flight_requests", **r1) == 0

@@ -4,22 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.call import PromptCount
-from gateway.config.snapshot import MaxTokens, Model, PoolLimits, Tenant, TokenizerSpec
+from gateway.call import Bound, PromptCount
+from gateway.config.snapshot import MaxTokens, Model, PoolLimits, Range, Tenant, TokenizerSpec, When
 from gateway.errors import BadRequest, ContextLengthExceeded
-from gateway.tokens.bounding import bound_output, fit_pool
+from gateway.tokens.bounding import bound_output, bounded_by, fit_pool, fit_rule
+from gateway.tokens.estimating import estimate
 
 
-def prompt(tokens: int, *, exact: bool = True, longest: int | None = None) -> PromptCount:
-    return PromptCount(tokens=tokens, exact=exact, source="test", longest=longest or tokens)
+def prompt(tokens: int, *, exact: bool = True, longest: int | None = None, error: int = 0) -> PromptCount:
+    return PromptCount(tokens=tokens, exact=exact, source="test", longest=longest or tokens, error=error)
 
 
-def model(context=None, default=None, ceiling=None, policy="clamp") -> Model:
+def model(context=None, default=None, ceiling=None, policy="clamp", margin=0) -> Model:
     return Model(
         name="m",
         tokenizer=TokenizerSpec("estimate"),
         context=context,
-        max_tokens=MaxTokens(default=default, ceiling=ceiling, policy=policy),
+        max_tokens=MaxTokens(default=default, ceiling=ceiling, policy=policy, margin=margin),
     )
 
 
@@ -88,6 +89,31 @@ def test_prompt_and_output_beyond_the_context_follow_the_policy():
     assert bound_output(None, model(1000, policy="refuse", ceiling=900), tenant(), prompt(800)).tokens == 200
 
 
+def test_the_margin_is_kept_free():
+    """Of the context and of a pool's total; a prompt that reaches into it is refused, and told why."""
+    of_16 = model(1000, margin=16)
+    bound = bound_output(500, of_16, tenant(), prompt(800))
+    assert (bound.tokens, bound.by) == (184, "context")
+    assert bound_output(None, of_16, tenant(), prompt(983)).tokens == 1
+    with pytest.raises(
+        ContextLengthExceeded, match="1000 tokens, 16 of them kept free, but the prompt has 984"
+    ):
+        bound_output(None, of_16, tenant(), prompt(984))
+    assert fit_pool(bound, of_16, PoolLimits(total=900), prompt(800)).sent == 84
+    too_long = fit_pool(bound, of_16, PoolLimits(total=816), prompt(800))
+    assert (too_long.sent, too_long.fits) == (None, False)
+    assert too_long.why.endswith("816 with the output, 16 of them kept free")
+
+
+@pytest.mark.parametrize(("error", "tokens"), [(0, 200), (30, 170), (100, 100), (5000, 100)])
+def test_the_error_of_an_estimated_count_is_kept_free_up_to_half_of_the_room(error, tokens):
+    """A doubtful count costs some output and not the answer; an exact one has no error."""
+    doubtful = prompt(800, exact=False, error=error)
+    assert bound_output(None, model(1000), tenant(), doubtful).tokens == tokens
+    assert fit_pool(bound_output(500, model(), tenant(), doubtful), model(), PoolLimits(total=1000), doubtful)
+    assert bound_output(None, model(1000), tenant(), prompt(800, error=error)).tokens == 200
+
+
 def fit(asked, *, limits, tokens, **of_model):
     the_model = model(**of_model)
     count = prompt(tokens)
@@ -136,25 +162,94 @@ def test_where_nothing_was_asked_the_default_is_sent_and_it_always_fits(default,
 maybe = st.none() | st.integers(1, 5000)
 
 
-@given(maybe, maybe, maybe, maybe, maybe, maybe, st.integers(0, 4999))
+@given(
+    maybe, maybe, maybe, maybe, maybe, maybe, st.integers(0, 4999), st.integers(0, 200), st.integers(1, 5000),
+    st.integers(1, 2000),
+)  # fmt: skip
 def test_no_engine_is_sent_more_than_anybody_allows(
-    asked, of_tenant, ceiling, context, default, total, tokens
+    asked, of_tenant, ceiling, context, default, total, tokens, margin, lte, if_clamped
 ):
     """Whatever the numbers: sent never passes any bound, and a fit sends all that was asked and allowed."""
-    the_model, count = model(context, default, ceiling), prompt(tokens)
+    the_model, count = model(context, default, ceiling, margin=margin), prompt(tokens)
     try:
         bound = bound_output(asked, the_model, tenant(of_tenant), count)
     except ContextLengthExceeded:
         assert context is not None
-        assert tokens >= context
+        assert tokens + margin >= context
         return
+    when = When(estimated_total_tokens=Range(lte=lte), if_clamped=if_clamped)
+    expected = estimate(count, bound, 1, None, the_model)
+    ruled = None if expected.total <= lte else fit_rule("short", when, expected, the_model)
+    if ruled is not None:
+        bound = ruled.bound
+        assert ruled.total <= lte
     result = fit_pool(bound, the_model, PoolLimits(total=total), count)
-    room = [limit - tokens for limit in (context, total) if limit is not None]
+    room = [
+        limit - tokens - margin for limit in (context, total, lte if ruled else None) if limit is not None
+    ]
     bounds = [bound for bound in (asked, of_tenant, ceiling, *room) if bound is not None]
     if result.sent is not None:
         assert 1 <= result.sent <= min(bounds, default=result.sent)
-    if result.fits and asked is not None:
-        assert result.sent == bound.tokens
-        assert result.clamped == (result.sent < asked)
-    if bounds and result.fits:
-        assert result.sent is not None
+        assert result.clamped is (asked is not None and result.sent < asked)
+        assert result.by != "nothing"
+    if result.fits:
+        assert result.sent == min(
+            (b for b in (*bounds, default if asked is None else None) if b), default=None
+        )
+
+
+def short(lte=4096, if_clamped=256, **lower) -> When:
+    return When(estimated_total_tokens=Range(lte=lte, **lower), if_clamped=if_clamped)
+
+
+def expected(asked, tokens, *, n=1, default=512, prompts=1, learned=None, **of_model):
+    the_model = model(default=default, **of_model)
+    count = PromptCount(tokens=tokens, exact=True, source="test", longest=tokens // prompts, prompts=prompts)
+    return estimate(count, bound_output(asked, the_model, tenant(), count), n, learned, the_model)
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokens", "n", "bound", "total", "clamped"),
+    [
+        (2000, 3800, 1, 296, 4096, True),  # 296 of 2,000: that many fit
+        (None, 3800, 1, 296, 4096, False),  # nothing was asked, so nothing is taken away
+        (400, 3800, 1, 296, 4096, True),
+        (2000, 3840, 1, 256, 4096, True),
+        (2000, 3841, 1, None, None, None),  # one less than 256
+        (2000, 3500, 2, 298, 4096, True),
+        (2000, 3600, 2, None, None, None),
+        (2000, 4096, 1, None, None, None),
+        (2000, 9000, 1, None, None, None),
+    ],
+)
+def test_what_fits_if_clamped(asked, tokens, n, bound, total, clamped):
+    """At least so many output tokens for each choice, and then as many as there is room for."""
+    estimated = expected(asked, tokens, n=n)
+    assert estimated.total > 4096
+    fitted = fit_rule("short", short(), estimated, model())
+    if bound is None:
+        assert fitted is None
+        return
+    assert fitted is not None
+    assert (fitted.bound.tokens, fitted.bound.by, fitted.bound.clamped) == (bound, "rule short", clamped)
+    assert (fitted.total, fitted.output_by) == (total, "bound")
+    assert fitted.mean <= bound
+
+
+def test_margin_and_lower_bounds_hold_for_a_clamped_request_too():
+    """The pool behind the rule keeps the same margin, so what the rule leaves fits it."""
+    estimated = expected(2000, 3800)
+    fitted = fit_rule("short", short(), estimated, model(margin=20))
+    assert fitted is not None
+    assert fitted.bound.tokens == 276
+    assert fit_pool(fitted.bound, model(margin=20), PoolLimits(total=4096), fitted.prompt).sent == 276
+    assert fit_rule("short", short(gt=4096), estimated, model()) is None
+    assert fit_rule("short", When(if_clamped=256), estimated, model()) is None
+    assert fit_rule("short", short(if_clamped=None), estimated, model()) is None
+
+
+def test_the_first_bound_is_kept_where_it_is_less():
+    """A rule takes away, and never gives."""
+    bound = bound_output(100, model(), tenant(), prompt(10))
+    assert bounded_by(bound, 200, "rule short") == bound
+    assert bounded_by(bound, 50, "rule short") == Bound(50, 100, "rule short", clamped=True)

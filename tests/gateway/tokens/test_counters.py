@@ -1,9 +1,11 @@
 """Counters against the libraries that they stand for, and files that are not what they should be."""
 
 import base64
+import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import tokenizers
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from gateway.config.snapshot import TokenizerSpec
 from gateway.tokens import counters
 from gateway.tokens.counters import (
     EstimateCounter,
@@ -19,8 +22,10 @@ from gateway.tokens.counters import (
     TiktokenCounter,
     TokenizerError,
     TransformersCounter,
+    tiktoken_file,
     utf8_length,
 )
+from gateway.tokens.tokenizing import Tokenizer
 from tests.gateway.tokens.conftest import CORPUS
 
 TEXTS = ["", " ", "hello", *CORPUS, "<s>a<|im_end|>", "👩‍👩‍👧‍👦" * 20, "\n" * 50, "12345678"]
@@ -182,6 +187,49 @@ def test_an_unknown_encoding_lists_the_known_ones(vocabulary):
     """So that a typing error is seen at once."""
     with pytest.raises(TokenizerError, match=r"'cl100k'.*r50k_base.*o200k_base"):
         TiktokenCounter.from_file(vocabulary, "cl100k")
+
+
+def test_a_vocabulary_in_tiktokens_own_cache(vocabulary, tmp_path: Path, monkeypatch):
+    """Air-gapped: under the name that tiktoken itself looks for, checked, never fetched."""
+    from tiktoken import load
+    from tiktoken_ext import openai_public
+
+    asked = {}
+    monkeypatch.setattr(
+        openai_public, "load_tiktoken_bpe", lambda url, **more: asked.update({url: more}) or {b"a": 0}
+    )
+    openai_public.ENCODING_CONSTRUCTORS["cl100k_base"]()
+    ((url, more),) = asked.items()
+    assert counters._ENCODINGS["cl100k_base"].sha256 == more["expected_hash"]
+    content = vocabulary.read_bytes()
+    rules = replace(counters._ENCODINGS["cl100k_base"], sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(counters, "_ENCODINGS", {"cl100k_base": rules})
+    # Where tiktoken keeps what it fetched from there.
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(load, "read_file", lambda _: content)
+    load.read_file_cached(url)
+    (kept,) = tmp_path.iterdir()
+    assert tiktoken_file("cl100k_base") == kept
+    tokenizer = Tokenizer.load(TokenizerSpec("tiktoken", encoding="cl100k_base"))
+    assert tokenizer.counter.count("hello", add_special_tokens=False) == 1
+    kept.write_bytes(b"<html>")
+    with pytest.raises(TokenizerError, match=f"{kept}.*SHA-256"):
+        tiktoken_file("cl100k_base")
+    kept.unlink()
+    with pytest.raises(TokenizerError, match=f"{kept} .cl100k_base.tiktoken .*never downloaded"):
+        tiktoken_file("cl100k_base")
+    with pytest.raises(TokenizerError, match="path to its vocabulary file, or TIKTOKEN_CACHE_DIR"):
+        tiktoken_file("cl100k_base", {})
+    with pytest.raises(TokenizerError, match="unknown"):
+        tiktoken_file("cl100k", {})
+
+
+def test_a_piece_too_long_for_tiktoken_is_no_panic(vocabulary):
+    """The service estimates such a prompt."""
+    counter = TiktokenCounter.from_file(vocabulary, "o200k_base")
+    assert counter.count(" " * 200_000, add_special_tokens=False) == 200_000
+    with pytest.raises(OverflowError):
+        counter.count(" " * 1_000_000, add_special_tokens=False)
 
 
 # ---------------------------------------------------------------------------------------- estimate

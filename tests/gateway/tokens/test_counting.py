@@ -11,10 +11,11 @@ from types import MappingProxyType
 import pytest
 
 from backends.contract import GenerateRequest
-from gateway.config.snapshot import Model, Server, Snapshot, TokenizerSpec
+from gateway.config.snapshot import MediaTokens, Model, Server, Snapshot, TokenizerSpec
 from gateway.errors import BadRequest, Unavailable, UnsupportedByEngine
 from gateway.tokens.counters import HuggingFaceCounter, TokenizerError
-from gateway.tokens.counting import Counting, CountingLimits, Prepared, Tokenizer
+from gateway.tokens.counting import Counting, CountingLimits, Prepared
+from gateway.tokens.tokenizing import Tokenizer
 
 ESTIMATE = TokenizerSpec("estimate", bytes_per_token=4.0)
 
@@ -23,7 +24,7 @@ def snapshot(*models: Model) -> Snapshot:
     nothing: Mapping = MappingProxyType({})
     return Snapshot(
         source="test", hash="", server=Server(), models={model.name: model for model in models},
-        pools=nothing, rules=(), tenants=nothing, aliases=nothing, keys=nothing,
+        pools=nothing, rules=(), tenants=nothing, aliases=nothing, keys=nothing, limits=(),
     )  # fmt: skip
 
 
@@ -106,7 +107,7 @@ async def test_a_chat_counts_as_the_engine_will_see_it(counting, models, bpe, to
     ids = reference.apply_chat_template(request.messages, add_generation_prompt=True, return_dict=False)
     count = await counting.count(models[family], request)
     assert (count.tokens, count.exact, count.longest, count.prompts) == (len(ids), True, len(ids), 1)
-    assert count.source == f"tokenizer {family}"
+    assert count.source == f"tokenizer {family} (tiktoken)"
 
 
 async def test_plain_prompts_get_the_special_tokens_that_engines_add(counting, models, bpe):
@@ -145,6 +146,10 @@ async def test_an_image_makes_a_count_inexact(counting, models):
     assert count.tokens == (await counting.count(models["chatml"], chat("see"))).tokens
     assert not count.exact
     assert "text parts only" in count.source
+    priced = replace(models["chatml"], media_tokens=MediaTokens(image=576))
+    with_image = await counting.count(priced, request)
+    assert (with_image.tokens, with_image.exact) == (count.tokens + 576, False)
+    assert with_image.source.endswith(" + media")
 
 
 async def test_estimates_say_so(counting):

@@ -6,6 +6,7 @@ import heapq
 import json
 import math
 import random
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,21 @@ import pytest
 from gateway.call import PromptCount
 from gateway.config.snapshot import MaxTokens, Model, Tenant, TokenizerSpec
 from gateway.tokens.bounding import bound_output
-from gateway.tokens.estimating import ASSUMED_OUTPUT, OutputLengths, estimate
+from gateway.tokens.estimating import ASSUMED_OUTPUT, OutputLength, OutputLengths, estimate
 
 
 def prompt(tokens: int, prompts: int = 1) -> PromptCount:
     return PromptCount(tokens=tokens, exact=True, source="test", longest=tokens // prompts, prompts=prompts)
+
+
+def learned_as(p90: int | None, mean: float = 40.0, level="size") -> OutputLength | None:
+    return None if p90 is None else OutputLength(mean=mean, p50=int(mean), p90=p90, level=level)
+
+
+def p90_of(lengths: OutputLengths, tenant: str, model: str, prompt_tokens: int) -> int | None:
+    """As learned of this tenant, model and size; nothing wider."""
+    found = lengths.predict(tenant, model, prompt_tokens)
+    return None if found is None or found.level != "size" else found.p90
 
 
 def model(default=None, ceiling=None) -> Model:
@@ -42,16 +53,29 @@ def test_prompt_and_the_lesser_of_bound_and_expectation(asked, default, learned,
     """Learned beats the default; the bound beats both."""
     the_model, count = model(default), prompt(1000)
     bound = bound_output(asked, the_model, Tenant("t"), count)
-    result = estimate(count, bound, 1, learned, the_model)
+    result = estimate(count, bound, 1, learned_as(learned), the_model)
     assert (result.output, result.output_by, result.total) == (output, by, 1000 + output)
-    assert estimate(count, bound, 3, learned, the_model).total == 1000 + 3 * output
+    assert estimate(count, bound, 3, learned_as(learned), the_model).total == 1000 + 3 * output
+    assert result.mean == (output if learned is None else min(40, output))
+    assert result.learned is (learned is not None)
+
+
+@pytest.mark.parametrize(
+    ("level", "by"),
+    [("size", "learned p90"), ("tenant", "learned p90 of the tenant"), ("model", "learned p90 of the model")],
+)
+def test_it_says_how_near_the_answers_are_that_it_speaks_of(level, by):
+    """What a tenant's prompts of another size taught is worth less than its own."""
+    bound = bound_output(None, model(), Tenant("t"), prompt(10))
+    assert estimate(prompt(10), bound, 1, learned_as(7, 3.5, level), model()).output_by == by
 
 
 def test_each_prompt_generates_its_own_choices():
     """Four prompts of 1000 tokens together, n = 2: eight answers."""
     the_model, count = model(default=50), prompt(1000, prompts=4)
     bound = bound_output(None, the_model, Tenant("t"), count)
-    assert estimate(count, bound, 2, None, the_model).total == 1000 + 8 * 50
+    result = estimate(count, bound, 2, None, the_model)
+    assert (result.total, result.choices) == (1000 + 8 * 50, 8)
 
 
 def test_p90_is_known_after_twenty_answers():
@@ -59,20 +83,20 @@ def test_p90_is_known_after_twenty_answers():
     lengths = OutputLengths()
     for length in range(1, 20):
         lengths.observe("t", "m", 1000, length)
-        assert lengths.p90("t", "m", 1000) is None
+        assert p90_of(lengths, "t", "m", 1000) is None
     lengths.observe("t", "m", 1000, 20)
-    assert lengths.p90("t", "m", 1000) == 18
+    assert p90_of(lengths, "t", "m", 1000) == 18
 
 
 def test_keys_are_tenant_model_and_power_of_two_of_the_prompt():
     """512 to 1023 tokens are one size; nobody learns from another tenant or model."""
     lengths = OutputLengths(learned_after=1)
     lengths.observe("t", "m", 512, 7)
-    assert [lengths.p90("t", "m", tokens) for tokens in (511, 512, 1023, 1024)] == [None, 7, 7, None]
-    assert lengths.p90("other", "m", 512) is None
-    assert lengths.p90("t", "other", 512) is None
+    assert [p90_of(lengths, "t", "m", tokens) for tokens in (511, 512, 1023, 1024)] == [None, 7, 7, None]
+    assert p90_of(lengths, "other", "m", 512) is None
+    assert p90_of(lengths, "t", "other", 512) is None
     lengths.observe("t", "m", 0, 9)
-    assert lengths.p90("t", "m", 1) == 9
+    assert p90_of(lengths, "t", "m", 1) == 9
 
 
 def test_only_the_last_answers_count():
@@ -83,19 +107,88 @@ def test_only_the_last_answers_count():
         lengths.observe("t", "m", 64, seen[-1])
         last = sorted(seen[-128:])
         if len(last) >= 20:
-            assert lengths.p90("t", "m", 64) == last[math.ceil(len(last) * 9 / 10) - 1]
+            assert p90_of(lengths, "t", "m", 64) == last[math.ceil(len(last) * 9 / 10) - 1]
+
+
+def test_mean_and_median_are_of_the_same_answers():
+    """The mean is the plain average of the first answers, and forgets from then on."""
+    lengths = OutputLengths(learned_after=1, horizon=4)
+    for length in (10, 20, 30, 100):
+        lengths.observe("t", "m", 8, length)
+    assert lengths.predict("t", "m", 8) == OutputLength(mean=40.0, p50=20, p90=100)
+    lengths.observe("t", "m", 8, 0)
+    assert lengths.predict("t", "m", 8) == OutputLength(mean=30.0, p50=20, p90=100)
+
+
+def test_what_is_not_learned_comes_from_the_tenant_then_from_the_model():
+    """Another size of the same tenant; then what newcomers' answers were like; never another model's."""
+    lengths = OutputLengths(learned_after=2)
+    for length in (5, 7):
+        lengths.observe("a", "m", 100, length)
+    assert lengths.predict("a", "m", 100) == OutputLength(6.0, 5, 7, "size")
+    assert lengths.predict("a", "m", 9000) == OutputLength(6.0, 5, 7, "tenant")
+    assert lengths.predict("new", "m", 100) == OutputLength(6.0, 5, 7, "model")
+    assert lengths.predict("a", "other", 100) is None
+
+
+def test_the_busiest_tenant_does_not_speak_for_all():
+    """The model learns of each tenant's first answers only."""
+    lengths = OutputLengths(learned_after=3)
+    for length in (900, 900, 900):
+        lengths.observe("quiet", "m", 10, length)
+    for _ in range(500):
+        lengths.observe("busy", "m", 10, 2)
+    found = lengths.predict("new", "m", 10)
+    assert found is not None
+    assert (round(found.mean), found.p50, found.p90, found.level) == (451, 2, 900, "model")
 
 
 def test_the_key_unused_for_longest_is_forgotten():
-    """Asking is use, too."""
-    lengths = OutputLengths(learned_after=1, keys=2)
+    """Asking is use, too. Each tenant has a key for itself and one for a size; the model has one."""
+    lengths = OutputLengths(learned_after=1, keys=5)
     lengths.observe("a", "m", 1, 1)
     lengths.observe("b", "m", 1, 1)
-    assert lengths.p90("a", "m", 1) == 1
+    assert p90_of(lengths, "a", "m", 1) == 1
+    assert lengths.predict("a", "m", 2) == OutputLength(1.0, 1, 1, "tenant")
     lengths.observe("c", "m", 1, 1)
-    assert [lengths.p90(name, "m", 1) for name in "abc"] == [1, None, 1]
+    assert [p90_of(lengths, name, "m", 1) for name in "abc"] == [1, None, 1]
     statistics = lengths.statistics()
-    assert (statistics.keys, statistics.learned, statistics.evicted) == (2, 2, 1)
+    assert (statistics.keys, statistics.learned, statistics.evicted) == (5, 5, 2)
+
+
+def test_an_absurd_length_is_no_error():
+    """An engine may tell any number."""
+    lengths = OutputLengths(learned_after=1)
+    lengths.observe("t", "m", 10**15, 10**15)
+    assert p90_of(lengths, "t", "m", 10**15) == 2**32 - 1
+
+
+def test_rows_show_what_is_learned():
+    """The key that was used last comes first; what is not learned yet says so."""
+    lengths = OutputLengths(learned_after=2)
+    lengths.observe("t", "m", 700, 40)
+    rows = {row.level: row for row in lengths.rows()}
+    assert rows["size"].prompt_from == 512
+    assert (rows["model"].tenant, rows["tenant"].prompt_from) == (None, None)
+    assert {(row.answers, row.learned, row.mean, row.p50, row.p90) for row in rows.values()} == {
+        (1, False, 40.0, 40, 40)
+    }
+    assert len(list(lengths.rows(most=2))) == 2
+
+
+def test_a_key_takes_one_and_a_half_kilobytes():
+    """Full windows; 4,096 keys are 6 MB then, and more there are not."""
+    lengths = OutputLengths()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for tenant in range(50):
+            for length in range(200):
+                lengths.observe(f"tenant-{tenant}", "m", 1000, length)
+        each = (tracemalloc.get_traced_memory()[0] - before) / lengths.statistics().keys
+    finally:
+        tracemalloc.stop()
+    assert 1024 < each < 1600
 
 
 # --------------------------------------------------------------------------------- recorded traffic
@@ -160,7 +253,7 @@ def test_learned_lengths_class_a_real_mix_nearly_as_the_truth_would(
         asked = 4096 if chance.random() < leave_4096 else next_power
         count = prompt(request.prompt)
         bound = bound_output(asked, the_model, Tenant(request.tenant), count)
-        learned = lengths.p90(request.tenant, "m", request.prompt)
+        learned = lengths.predict(request.tenant, "m", request.prompt)
         asking.append(request.prompt + asked > 4096)
         estimating.append(estimate(count, bound, 1, learned, the_model).total > 4096)
         truth.append(request.prompt + request.output > 4096)
@@ -173,3 +266,67 @@ def test_learned_lengths_class_a_real_mix_nearly_as_the_truth_would(
     short_as_long, long_as_short = misplaced(estimating, truth)
     assert short_as_long < 0.01
     assert long_as_short < 0.01
+
+
+def servegen(traces: Path) -> list[Recorded]:
+    """An hour of sixteen production clients of Alibaba's m-small."""
+    with gzip.open(traces / "servegen_msmall_1h.csv.gz", "rt") as lines:
+        return sorted(
+            Recorded(float(row["t_s"]), row["tenant"], int(row["in_tokens"]), int(row["out_tokens"]))
+            for row in csv.DictReader(lines)
+        )
+
+
+@dataclass(slots=True)
+class Score:
+    """How good predictions were; `mean_error` is in tokens per answer."""
+
+    answers: int = 0
+    within_p90: int = 0
+    error: float = 0.0
+
+    def add(self, p90: int, mean: float, came: int) -> None:
+        self.answers += 1
+        self.within_p90 += came <= p90
+        self.error += abs(came - mean)
+
+    @property
+    def coverage(self) -> float:
+        return self.within_p90 / self.answers
+
+    @property
+    def mean_error(self) -> float:
+        return self.error / self.answers
+
+
+def replayed(mix: list[Recorded], widest: str = "model") -> Score:
+    """Predict each answer from those that had ended (30 ms a token) when it came; 512 where nothing is
+    learned at a level up to `widest`."""
+    levels = ("size", "tenant", "model")
+    lengths, running, score = OutputLengths(), [], Score()
+    for request in mix:
+        while running and running[0][0] <= request.time:
+            _, ended = heapq.heappop(running)
+            lengths.observe(ended.tenant, "m", ended.prompt, ended.output)
+        found = lengths.predict(request.tenant, "m", request.prompt)
+        if found is None or levels.index(found.level) > levels.index(widest):
+            score.add(512, 512, request.output)
+        else:
+            score.add(found.p90, found.mean, request.output)
+        heapq.heappush(running, (request.time + 0.03 * request.output, request))
+    return score
+
+
+@pytest.mark.parametrize(
+    ("trace", "narrow", "wide"),
+    [(servegen, (0.927, 11.3), (0.925, 5.0)), (real_mix, (0.899, 75.1), (0.895, 70.5))],
+)
+def test_wider_levels_halve_the_error_where_there_are_many_tenants(
+    shared_dir: Path, trace, narrow: tuple[float, float], wide: tuple[float, float]
+):
+    """Share of answers within the p90, and mean absolute error of the mean (docs/counting.md)."""
+    mix = trace(shared_dir / "traces")
+    for widest, (coverage, error) in (("size", narrow), ("model", wide)):
+        score = replayed(mix, widest)
+        assert score.coverage == pytest.approx(coverage, abs=0.002)
+        assert score.mean_error == pytest.approx(error, abs=0.2)
