@@ -28,9 +28,13 @@ The rooms, in the order in which a request meets them:
     config/        routes.yaml: grammar, checks with line numbers, the immutable snapshot
     admin/         the admin API and its key
     telemetry/     metrics, traces, logs, the record of each request
+    replay/        the digital twin: scheduler and router over simulated engines, in virtual time
+    calibrating.py measuring how fast one engine is, by its streams
+    planning/      fitting what was measured; sizing fleets: the formulas, each with its numbers
     engine_errors.py  an engine's error in the client's vocabulary
     errors.py      everything that can be refused or fail, drawn as a tree
-    cli/           headgate serve | check | explain | doctor | tokenizers | engine | demo | keys | limits
+    cli/           headgate serve | check | explain | doctor | tokenizers | engine | demo | keys | limits |
+                   replay | calibrate | plan
 
 The gateway knows engines by `backends.contract` alone; only app.py (and the command line, for simulated
 engines) imports more of `backends`. `pyproject.toml` holds the layers, and `make test` enforces them.

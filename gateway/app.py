@@ -7,11 +7,13 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from starlette.routing import Route, Router
 
@@ -32,7 +34,7 @@ from gateway.api.tokenize import TokenizeEndpoint
 from gateway.config.loading import load_with_warnings
 from gateway.config.problems import Problem
 from gateway.config.snapshot import Pool, Replica, Snapshot
-from gateway.discovery import Discovery
+from gateway.discovery import EMPTY, Discovery
 from gateway.fallbacks import Attempts, RetryBudget
 from gateway.fleet.engine_limits import Shortfall, narrowed, shortfalls
 from gateway.fleet.fleet import Fleet, endpoint_of
@@ -75,9 +77,22 @@ def load_snapshot(
     return load_with_warnings(path, REGISTRY, environ=environ, force_open=force_open, content=content)
 
 
-def discovery_of(urls: Iterable[str]) -> Discovery:
-    """Looks for engines at `urls`, recognising all that there are."""
-    return Discovery(urls, REGISTRY)
+def discovery_of(urls: Iterable[str], headers: Mapping[str, str] = EMPTY) -> Discovery:
+    """Looks for engines at `urls`, recognising all that there are; `headers` go with every question."""
+    return Discovery(urls, REGISTRY, headers=headers)
+
+
+@asynccontextmanager
+async def engine_at(
+    url: str, kind: str, options: Mapping[str, Any], headers: Mapping[str, str]
+) -> AsyncIterator[Engine]:
+    """One engine without a gateway, for tools that measure it. Raises OptionError, KeyError."""
+    adapter = REGISTRY.adapter(kind, options)
+    transport = AiohttpTransport()
+    try:
+        yield EngineClient(adapter, transport, Endpoint(url, headers))
+    finally:
+        await transport.aclose()
 
 
 class Gateway:
@@ -396,6 +411,7 @@ class Gateway:
         return [
             Route("/admin/pools", guarded(handlers.pools), methods=["GET"]),
             Route("/admin/replicas", guarded(handlers.replicas), methods=["GET"]),
+            Route("/admin/queues", guarded(handlers.queues), methods=["GET"]),
             Route("/admin/requests", guarded(handlers.requests), methods=["GET"]),
             Route("/admin/limits", guarded(limits.show), methods=["GET"]),
             Route("/admin/limits/try", guarded(limits.try_), methods=["POST"]),

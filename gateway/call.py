@@ -35,6 +35,8 @@ class Call:
     """What the client asked for; None where it asked for nothing."""
     received: float
     """Loop time at which the body was complete, seconds."""
+    deadline: float | None = None
+    """Loop time by which the client wants its first token; None where it does not say."""
     traceparent: str | None = None
 
 

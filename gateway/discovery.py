@@ -7,6 +7,7 @@ then recognised. Upstreams are not trusted: what they answer is bounded (`gatewa
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import httpx
 
@@ -23,6 +24,7 @@ ANSWER_TIMEOUT = 5.0
 """Seconds for one answer."""
 TIMEOUT = 20.0
 """Seconds for all questions to one upstream."""
+EMPTY: Mapping[str, str] = MappingProxyType({})
 AT_A_TIME = 8
 """Questions to one upstream that are under way."""
 
@@ -40,11 +42,17 @@ class Discovery:
     """The upstreams of a command line: which were recognised, which not yet."""
 
     def __init__(
-        self, urls: Iterable[str], registry: EngineRegistry, *, answer_timeout: float = ANSWER_TIMEOUT
+        self,
+        urls: Iterable[str],
+        registry: EngineRegistry,
+        *,
+        answer_timeout: float = ANSWER_TIMEOUT,
+        headers: Mapping[str, str] = EMPTY,
     ) -> None:
-        """Raises ValueError for a URL that no replica may have."""
+        """`headers` go with every question. Raises ValueError for a URL that no replica may have."""
         self._registry = registry
         self._answer_timeout = answer_timeout
+        self._headers = headers
         self._urls = dict(enumerate(dict.fromkeys(map(_checked, urls)), 1))
         self._found: dict[int, Found] = {}
         self.missing: tuple[Missing, ...] = tuple(
@@ -67,7 +75,7 @@ class Discovery:
         return new
 
     async def _ask(self, number: int, url: str) -> Found | Missing:
-        upstream = _Upstream(url, self._answer_timeout)
+        upstream = _Upstream(url, self._answer_timeout, self._headers)
         try:
             async with asyncio.timeout(TIMEOUT):
                 answers = await upstream.answers(self._registry)
@@ -85,8 +93,8 @@ class Discovery:
 class _Upstream:
     """One upstream while it is asked."""
 
-    def __init__(self, url: str, answer_timeout: float) -> None:
-        self._endpoint = Endpoint(url)
+    def __init__(self, url: str, answer_timeout: float, headers: Mapping[str, str]) -> None:
+        self._endpoint = Endpoint(url, headers)
         self._timeout = answer_timeout
         self.errors: list[str] = []
         """Why questions got no answer."""

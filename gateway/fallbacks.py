@@ -166,6 +166,8 @@ class Attempts:
         while True:
             asked = self._clock()
             left = call.received + pool.timeouts.total - asked
+            if call.deadline is not None:
+                left = min(left, call.deadline - asked)
             if left <= 0:
                 raise PoolFailed(None, EngineTimeout("The time for this request is over."))
             try:
@@ -174,6 +176,14 @@ class Attempts:
                     estimate.total - estimate.prompt.tokens,
                     wait=max(0.0, min(patience, left)),
                     exclude=tried,
+                    arrival=call.received,
+                    name=call.id,
+                    tenant=call.tenant.name,
+                    weight=call.tenant.weight,
+                    priority=call.priority_class,
+                    deadline=call.deadline,
+                    session=session_of(call),
+                    streamed=request.stream,
                 )
             except Unavailable as error:
                 if failed is not None:
@@ -227,11 +237,17 @@ class Attempts:
             sent = self._clock()
             left = call.received + pool.timeouts.total - sent
             patience = min(left, pool.timeouts.first_token + _making(request, estimate))
+            hurried = call.deadline is not None and call.deadline - sent < patience
+            if hurried and call.deadline is not None:
+                patience = max(0.0, call.deadline - sent)
             try:
                 async with asyncio.timeout(patience):
                     generation = await ledger.engine.generate(request)
                     first = await generation.events()
             except TimeoutError:
+                if hurried:  # the client's haste is no fault of the engine
+                    late = EngineTimeout("No engine began to answer in the time that the client gave.")
+                    raise PoolFailed(None, late) from None
                 raise EngineError(
                     ErrorKind.TIMEOUT, f"no first event in {patience:.3g} s", retryable=False
                 ) from None
@@ -281,6 +297,12 @@ class Attempts:
             max_tokens=target.fit.sent,
             rendered=rendered,
         )
+
+
+def session_of(call: Call) -> str | None:
+    """What requests with the same beginning share: OpenAI's `prompt_cache_key`, within the tenant."""
+    key = call.request.parameters.get("prompt_cache_key")
+    return f"{call.tenant.name}/{key[:200]}" if isinstance(key, str) and key else None
 
 
 def streams_upstream(pool: Pool, call: Call, estimate: Estimate, *, watched: bool = False) -> bool:

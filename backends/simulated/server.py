@@ -38,10 +38,11 @@ from backends.simulated.dialects.triton import TritonDialect
 from backends.simulated.dialects.triton_openai import TritonOpenAIDialect
 from backends.simulated.dialects.trtllm import TrtllmDialect
 from backends.simulated.dialects.vllm import VllmDialect
-from backends.simulated.engine import EngineProfile, Step, profile
+from backends.simulated.engine import EngineProfile, Step
 from backends.simulated.faults import Fault, FaultPlan
 from backends.simulated.live import LiveEngine
 from backends.simulated.options import ServerOptions
+from backends.simulated.profiles import profile_of
 from backends.simulated.records import Close, Received, Statistics
 from backends.simulated.speech import Speaker
 from backends.simulated.tokens import EngineTokenizer, default_tokenizer_directory
@@ -369,7 +370,7 @@ async def serve(
     """A simulated engine in this event loop, listening on 127.0.0.1 unless told otherwise.
 
     kind: one of `DIALECTS`.
-    engine: a profile or its name (`h200`, `h200-slow-host`, `demo`).
+    engine: a profile, the name of one (`h200`, `demo`, ...), or a file that `headgate calibrate` wrote.
     speed: overrides the profile's speed; 50 makes everything fifty times faster.
     tokenizer: a tokenizer directory or a loaded tokenizer; None: `headgate-mini`.
     faults: specifications as in `backends.simulated.faults`.
@@ -383,10 +384,7 @@ async def serve(
     if unknown := sorted(options.keys() - known):
         raise ValueError(f"unknown option {unknown[0]!r}; there are {', '.join(sorted(known))}")
     if isinstance(engine, str):
-        try:
-            engine = profile(engine)
-        except KeyError:
-            raise ValueError(f"unknown engine profile {engine!r}") from None
+        engine = profile_of(engine)
     if speed is not None:
         engine = dataclasses.replace(engine, speed=speed)
     if not isinstance(tokenizer, EngineTokenizer):
@@ -414,7 +412,8 @@ def run(
     """Serve one simulated engine until SIGINT or SIGTERM. Blocks; for the command line.
 
     kind: one of `DIALECTS`.
-    engine: `h200`, `h200-slow-host` (6 ms of host time per step), `demo`.
+    engine: the name of a profile (`h200`, `h200-slow-host` with 6 ms of host time per step, `demo`, ...), or
+    a file that `headgate calibrate` wrote.
     host, port: where to listen; port 0 takes any free one.
     speed: factor on the engine's pace.
     tokenizer: a tokenizer directory; default `headgate-mini`.

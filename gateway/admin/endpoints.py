@@ -19,6 +19,9 @@ from gateway.runtime import Runtime
 from gateway.telemetry.records import RecordBook
 from gateway.tenants.authentication import Authenticator
 
+MOST_WAITING = 1000
+"""Rows of a pool's line."""
+
 Handler = Callable[[Scope, Receive], Awaitable[Any]]
 
 
@@ -61,6 +64,19 @@ class AdminHandlers:
         return {
             "config": runtime.snapshot.hash,
             "pools": [self._pool(runtime, pool) for pool in runtime.snapshot.pools.values()],
+        }
+
+    async def queues(self, scope: Scope, receive: Receive) -> Any:
+        """Who waits where; long lines are cut off at MOST_WAITING."""
+        return {
+            "queues": [
+                {
+                    "pool": name,
+                    **asdict(queue.statistics()),
+                    "line": [asdict(waiting) for waiting in queue.line(MOST_WAITING)],
+                }
+                for name, queue in self._runtime().queues.items()
+            ]
         }
 
     async def replicas(self, scope: Scope, receive: Receive) -> Any:

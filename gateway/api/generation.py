@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from gateway.api.asgi import Receive, Scope, Send, authorization, header
+from gateway.api.deadlines import patience_of
 from gateway.api.reading import decode_body, read_call
 from gateway.api.receiving import DisconnectWatch, check_media_type, read_body
 from gateway.api.replies import StreamReply, WholeReply
@@ -47,6 +48,7 @@ class GenerationEndpoint:
         if self._draining():
             raise Unavailable("The gateway is shutting down.", reason="draining")
         check_media_type(scope)
+        patience = patience_of(scope)
         body = await read_body(scope, receive, runtime.snapshot.server.max_body)
         received = self._clock()
         traceparent = header(scope, b"traceparent")
@@ -60,6 +62,7 @@ class GenerationEndpoint:
             tenant=tenant,
             key_id=record.key_id,
             received=received,
+            deadline=None if patience is None else received + patience,
             traceparent=traceparent.decode("latin-1") if traceparent is not None else None,
         )
         await _let_others(body)

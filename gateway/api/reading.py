@@ -100,6 +100,7 @@ def read_call(
     tenant: Tenant,
     key_id: str | None,
     received: float,
+    deadline: float | None = None,
     traceparent: str | None = None,
 ) -> Call:
     """A checked, frozen Call. Raises BadRequest or ModelNotFound."""
@@ -149,6 +150,7 @@ def read_call(
         include_usage=_include_usage(given, stream),
         asked_max_tokens=_asked_max_tokens(given),
         received=received,
+        deadline=deadline,
         traceparent=traceparent,
     )
 

@@ -5,6 +5,7 @@ Exit codes: 0 fine, 1 a problem with what was asked, 2 wrong usage, 3 could not 
 
 import typer
 
+from gateway.cli.calibrate import calibrate
 from gateway.cli.check import check
 from gateway.cli.demo import demo
 from gateway.cli.doctor import doctor
@@ -12,6 +13,8 @@ from gateway.cli.engine import engine
 from gateway.cli.explain import explain
 from gateway.cli.keys import app as keys
 from gateway.cli.limits import app as limits
+from gateway.cli.plan import plan
+from gateway.cli.replay import replay
 from gateway.cli.serve import serve
 from gateway.cli.tokenizers import app as tokenizers
 
@@ -28,6 +31,9 @@ app.command()(explain)
 app.command()(engine)
 app.command()(doctor)
 app.command()(demo)
+app.command()(replay)
+app.command()(calibrate)
+app.command()(plan)
 app.add_typer(keys, name="keys")
 app.add_typer(limits, name="limits")
 app.add_typer(tokenizers, name="tokenizers")

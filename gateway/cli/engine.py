@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from backends.simulated.engine import PROFILES
 from backends.simulated.faults import FAULTS
 from backends.simulated.server import SimulatedServer, run
 from gateway.cli.exits import COULD_NOT_START
 from gateway.telemetry import logs
 
 Kind = Literal["trtllm", "triton", "triton-openai", "tgi", "vllm", "sglang", "llamacpp", "openai"]
-Profile = Literal["demo", "h200", "h200-slow-host"]
 Notice = Literal["at_once", "poll", "next_token", "next_write", "realistic"]
 TextMode = Literal["delta", "cumulative"]
 Vocabulary = Literal["classic", "llmapi"]
@@ -28,7 +28,12 @@ def engine(
     port: Annotated[int, typer.Option(help="0 takes any free port.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     model: Annotated[str, typer.Option(help="The model's name.")] = "headgate-mini",
-    profile: Annotated[Profile, typer.Option(help="How fast and how large it is.")] = "demo",
+    profile: Annotated[
+        str,
+        typer.Option(
+            help=f"How fast and how large it is: {', '.join(PROFILES)}, or a file of `headgate calibrate`."
+        ),
+    ] = "demo",
     speed: Annotated[float, typer.Option(min=0.001, help="Factor on its pace.")] = 1.0,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer directory.")] = None,
     max_input_tokens: Annotated[int, typer.Option(min=1, help="Longer prompts are refused.")] = 16_384,

@@ -11,6 +11,7 @@ from gateway.config.limiting import limits_of
 from gateway.config.reading import File
 from gateway.config.snapshot import PriorityClass, Snapshot
 
+K = TypeVar("K")
 V = TypeVar("V")
 
 
@@ -57,7 +58,7 @@ def build(file: File, findings: Findings, *, source: str, digest: str, base: Pat
     )
 
 
-def _frozen(mapping: Mapping[str, V]) -> Mapping[str, V]:
+def _frozen(mapping: Mapping[K, V]) -> Mapping[K, V]:
     return MappingProxyType(dict(mapping))
 
 
@@ -131,7 +132,9 @@ def _pool(
         replicas=tuple(
             snapshot.Replica(replica.id, replica.url, replica.weight) for replica in pool.replicas
         ),
-        limits=snapshot.PoolLimits(pool.limits.prompt, pool.limits.total, pool.limits.in_flight),
+        limits=snapshot.PoolLimits(
+            pool.limits.prompt, pool.limits.total, pool.limits.in_flight, pool.limits.kv_tokens
+        ),
         upstream=snapshot.Upstream(
             api_key=findings.api_keys.get(name),
             headers=_frozen(upstream.headers),
@@ -143,7 +146,42 @@ def _pool(
         relay=adapter.relay if pool.relay == "auto" else pool.relay,
         upstream_stream=pool.upstream_stream,
         timeouts=_timeouts(pool.timeouts, server_timeouts),
-        queue=snapshot.QueueBounds(pool.queue.max_requests, pool.queue.max_wait_s),
+        queue=snapshot.QueueBounds(
+            pool.queue.max_requests,
+            pool.queue.max_wait_s,
+            pool.queue.max_tokens,
+            None if pool.queue.max_mb is None else int(pool.queue.max_mb * 1024 * 1024),
+        ),
+        policy=_policy(pool.scheduler, pool.placement),
+        pace=findings.paces.get(name),
+    )
+
+
+def _policy(scheduler: schema.Scheduler, placement: schema.Placement) -> snapshot.Policy:
+    default = snapshot.Policy()
+    classes = {PriorityClass[name]: settings for name, settings in scheduler.classes.items()}
+    waits = {c: s.may_wait_s for c, s in classes.items() if s.may_wait_s is not None}
+    shed = {c for c in PriorityClass if (c not in classes or classes[c].shed is None) and c in default.shed}
+    return snapshot.Policy(
+        order=scheduler.kind,
+        placement=placement.kind,
+        binding=scheduler.binding,
+        kappa=scheduler.kappa,
+        slack_cap=scheduler.slack_cap_s,
+        offsets=_frozen({**default.offsets, **waits}),
+        strict=scheduler.strict,
+        long_prompt=scheduler.long_prompt,
+        tpot_target=scheduler.tpot_target_ms / 1000,
+        fair=scheduler.fair,
+        fair_after=scheduler.fair_after_s,
+        quantum=float(scheduler.quantum),
+        headroom=scheduler.headroom,
+        shed=frozenset(shed | {c for c, settings in classes.items() if settings.shed}),
+        budget=scheduler.budget_ms / 1000,
+        budget_long=scheduler.budget_long_ms / 1000,
+        overdue=scheduler.overdue,
+        reserved=_frozen({c: settings.reserved for c, settings in classes.items() if settings.reserved}),
+        prefix_tokens=placement.prefix_tokens,
     )
 
 

@@ -19,9 +19,10 @@ from gateway.config.coverage import coverage
 from gateway.config.limiting import check_limits
 from gateway.config.positions import KeyPath
 from gateway.config.problems import Report, nearest
+from gateway.config.profiles import read_pace
 from gateway.config.reading import File, Read
 from gateway.config.redis_urls import parse_redis_url
-from gateway.config.snapshot import ANONYMOUS, PriorityClass, Range, When
+from gateway.config.snapshot import ANONYMOUS, Pace, PriorityClass, Range, When
 
 _OWN_HEADERS = frozenset(
     {"connection", "content-length", "content-type", "host", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -45,6 +46,8 @@ class Findings:
     conditions: tuple[When | None, ...]
     """For each rule, its condition with names resolved."""
     aliases: Mapping[str, str]
+    paces: Mapping[str, Pace]
+    """Pool -> how fast its replicas are, where a profile tells."""
 
 
 def absolute(base: Path, written: str) -> str:
@@ -77,13 +80,15 @@ class _Checker:
         aliases = self._aliases()
         for model in self._file.models.values():
             self._model(model)
-        adapters, api_keys = {}, {}
+        adapters, api_keys, paces = {}, {}, {}
         for name, pool in self._file.pools.items():
             if (adapter := self._adapter(pool)) is not None:
                 adapters[name] = adapter
                 self._relay(pool, adapter)
             if (api_key := self._upstream(pool)) is not None:
                 api_keys[name] = api_key
+            if (pace := self._pace(pool)) is not None:
+                paces[name] = pace
             self._pool(pool)
         for model in self._file.models.values():
             self._engine_tokenizer(model, adapters)
@@ -94,7 +99,7 @@ class _Checker:
         check_limits(self._file, self._report, aliases)
         conditions = tuple(self._condition(rule, aliases) for rule in self._file.rules)
         self._rules(conditions)
-        return Findings(adapters, api_keys, conditions, aliases)
+        return Findings(adapters, api_keys, conditions, aliases, paces)
 
     # ------------------------------------------------------------------------------ server and files
 
@@ -277,6 +282,18 @@ class _Checker:
             self._report.error((*path, source), "the key has a blank or a character that no header can hold")
             return None
         return api_key
+
+    def _pace(self, read: Read[schema.Pool]) -> Pace | None:
+        if read.item.profile is None:
+            return None
+        path = (*read.path, "profile")
+        try:
+            return read_pace(Path(absolute(self._base, read.item.profile)))
+        except OSError:
+            self._report.value_error(path, "cannot be read", "paths count from this file's directory")
+        except ValueError as error:
+            self._report.value_error(path, str(error), "`headgate calibrate` writes one")
+        return None
 
     def _secret(self, path: KeyPath, written: str) -> str | None:
         """The content of a secret's file, without the newline at its end."""

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from gateway.config.addresses import base_url, host_port
 from gateway.config.positions import Variable, resolved
-from gateway.config.snapshot import QueueBounds
+from gateway.config.snapshot import OrderName, PlacementName, Policy, QueueBounds
 
 VARIABLE_PATTERN = r"^\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^{}]*)?\}$"
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$"
@@ -71,6 +71,11 @@ def _served(value: Any) -> Any:
     if len(set(names)) < len(names):
         raise PydanticCustomError("headgate", "names a model twice")
     return {name: name for name in names}
+
+
+def _kinded(value: Any) -> Any:
+    """`lanes` and `{kind: lanes}` mean the same."""
+    return {"kind": value} if isinstance(value, str) else value
 
 
 def _url(value: str) -> str:
@@ -367,6 +372,8 @@ class PoolLimits(Section):
     """Longest prompt and output together, tokens."""
     in_flight: MaybeCount = None
     """Requests at a time per replica; more wait in the gateway's queue."""
+    kv_tokens: MaybeCount = None
+    """Tokens that a replica's cache holds; requests wait while it would overflow."""
 
 
 class Replica(Section):
@@ -405,6 +412,66 @@ class Queue(Section):
     """Requests that may wait for this pool."""
     max_wait_s: Seconds = QueueBounds().max_wait
     """Seconds that one may wait."""
+    max_tokens: MaybeCount = None
+    """Prompt tokens that may wait, over all requests."""
+    max_mb: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = None
+    """MiB of request bodies that may wait."""
+
+
+class Class(Section):
+    """How the queue treats one priority class."""
+
+    may_wait_s: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False), _VARIABLE] | None = None
+    """Seconds by which it lets others go first. Default: interactive 0, standard 5, batch 600."""
+    shed: Annotated[Flag | None, _VARIABLE] = None
+    """Refuse a request whose first token cannot come within the budget. Default: interactive only."""
+    reserved: CountFromZero = 0
+    """Slots of each replica that only this class and more urgent ones may use."""
+
+
+class Scheduler(Section):
+    """The order in which waiting requests go; a word alone is the `kind`."""
+
+    kind: OrderName = "lanes"
+    """`lanes`: shorter first, aged, long prompts on replicas of their own; `slack`: without those; `sjf`:
+    shortest first, without a bound on waiting; `fcfs`: first come, first served."""
+    binding: Literal["late", "early"] = "late"
+    """`late`: requests wait here until a replica has room; `early`: only for `in_flight`, else in engines."""
+    kappa: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False), _VARIABLE] = Policy().kappa
+    """Seconds of place in line per second of predicted work."""
+    slack_cap_s: Seconds = Policy().slack_cap
+    """Most seconds that its own length costs a request in line."""
+    strict: Flag = False
+    """Nothing of a lower class goes before anything of a higher one."""
+    classes: dict[ClassName, Class] = {}
+    """Per priority class."""
+    long_prompt: Count = Policy().long_prompt
+    """Uncached prompt tokens beyond which a request is in the long lane."""
+    tpot_target_ms: Milliseconds = Policy().tpot_target * 1000
+    """Time per output token to keep: a replica gets prompts in doses of 1.5 times that."""
+    fair: Flag = True
+    """Balance tenants by their weights."""
+    fair_after_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False), _VARIABLE] = Policy().fair_after
+    """Only while the line takes so long to drain, or somebody had to be refused lately; 0: always."""
+    quantum: Count = int(Policy().quantum)
+    """Token equivalents by which a tenant may be ahead of another that waits."""
+    headroom: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _VARIABLE] = Policy().headroom
+    """Part of each replica that is closed to a tenant above its share while others are active."""
+    budget_ms: Milliseconds = Policy().budget * 1000
+    """Time to the first token for classes that are shed, where a request brings no deadline."""
+    budget_long_ms: Milliseconds = Policy().budget_long * 1000
+    """The same in the long lane."""
+    overdue: Literal["refuse", "demote"] = "refuse"
+    """Answer 503 to a request that cannot meet its budget, or let it wait as `batch`."""
+
+
+class Placement(Section):
+    """Which of the replicas with room gets a request; a word alone is the `kind`."""
+
+    kind: PlacementName = "predicted_ttft"
+    """See docs/scheduling.md."""
+    prefix_tokens: CountFromZero = 0
+    """Tokens per block in the picture of the engines' prefix caches; 0: they do not reuse prefixes."""
 
 
 class Pool(Section):
@@ -436,6 +503,16 @@ class Pool(Section):
     """Override the server's, one by one."""
     queue: Queue = Queue()
     """Bounds of waiting."""
+    scheduler: Annotated[
+        Scheduler, BeforeValidator(_kinded, json_schema_input_type=OrderName | Scheduler)
+    ] = Scheduler()
+    """Who goes next: `lanes`, `slack`, `sjf`, `fcfs`, or a mapping with settings."""
+    placement: Annotated[
+        Placement, BeforeValidator(_kinded, json_schema_input_type=PlacementName | Placement)
+    ] = Placement()
+    """To which replica: `predicted_ttft`, `least_tokens`, `least_requests`, ..., or a mapping."""
+    profile: MaybeText = None
+    """A file of `headgate calibrate`: how fast its replicas are until their answers have told."""
 
 
 # ---------------------------------------------------------------------------------------------- rules

@@ -183,13 +183,91 @@ class Model:
 # ---------------------------------------------------------------------------------------------- pools
 
 
+OrderName = Literal["lanes", "slack", "sjf", "fcfs"]
+PlacementName = Literal[
+    "predicted_ttft",
+    "least_tokens",
+    "least_requests",
+    "round_robin",
+    "power_of_two",
+    "lmetric",
+    "prefix",
+]
+Binding = Literal["late", "early"]
+
+OFFSETS: Mapping[PriorityClass, float] = MappingProxyType(
+    {PriorityClass.interactive: 0.0, PriorityClass.standard: 5.0, PriorityClass.batch: 600.0}
+)
+"""Seconds by which a class lets others go first (`classes.<name>.may_wait_s`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Who of those that wait for a pool goes next, where, and when (gateway/queueing/scheduler.py).
+
+    Times in seconds.
+    """
+
+    order: OrderName = "lanes"
+    placement: PlacementName = "predicted_ttft"
+    binding: Binding = "late"
+
+    kappa: float = 100.0
+    """Seconds of place in line per second of predicted work: shorter first."""
+    slack_cap: float = 60.0
+    """Most seconds that a request's own work may cost it in line: the bound on overtaking."""
+    offsets: Mapping[PriorityClass, float] = field(default_factory=lambda: OFFSETS)
+    strict: bool = False
+    """Classes are bands: nothing of a lower class goes before anything of a higher one."""
+
+    long_prompt: int = 4096
+    """Uncached prompt tokens beyond which a request goes in the long lane."""
+    long_margin: float = 1.2
+    """Replicas for the long lane, over the measured rate of its work."""
+    tpot_target: float = 0.060
+    """Seconds per output token that running requests may see: prefill is fed in doses of 1.5 times that."""
+    dose: tuple[int, int] = (1024, 4096)
+    """Least and most unstarted prompt tokens that a replica is given at a time."""
+    kv_guard: float = 0.92
+    """Share of a replica's cache that may be reserved."""
+
+    fair: bool = True
+    fair_after: float = 5.0
+    """Tenants are held to their shares while the line takes so many seconds to drain, or lately somebody had
+    to be refused for want of time; 0: always. In a short line all get what they ask for soon, and holding
+    somebody back only costs."""
+    quantum: float = 50_000.0
+    """Token equivalents by which a tenant may be ahead of the least served one that waits."""
+    output_weight: float = 4.0
+    """Token equivalents of an output token; a prompt token is one."""
+    headroom: float = 0.30
+    """Share of each replica's slots and cache closed to a tenant that holds more than its share."""
+
+    shed: frozenset[PriorityClass] = frozenset({PriorityClass.interactive})
+    """Classes whose requests are refused once their budget cannot be met."""
+    budget: float = 10.0
+    """Seconds to the first token for a request of those classes that brings no deadline of its own."""
+    budget_long: float = 30.0
+    """The same in the long lane; and never below `budget_stretch` times the bare prefill."""
+    budget_stretch: float = 5.0
+    overdue: Literal["refuse", "demote"] = "refuse"
+    """What becomes of a request that cannot meet its budget: a refusal, or its place in line as `batch`."""
+    reserved: Mapping[PriorityClass, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Slots per replica that only this class and more urgent ones may use."""
+
+    prefix_tokens: int = 0
+    """Tokens per block of the prefix index; 0 where engines do not reuse prefixes, or nobody knows."""
+
+
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """Lengths in tokens; None is unlimited. `in_flight` is requests per replica."""
+    """Lengths in tokens; None is unlimited. Per replica: `in_flight` is requests, `kv_tokens` what its
+    cache holds; None is unknown."""
 
     prompt: int | None = None
     total: int | None = None
     in_flight: int | None = None
+    kv_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +300,13 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class QueueBounds:
-    """How many requests may wait for a replica of the pool, and for how many seconds."""
+    """How many requests may wait for a replica of the pool, with how many prompt tokens and bytes of bodies
+    together, and for how many seconds."""
 
     max_requests: int = 1000
     max_wait: float = 60.0
+    max_tokens: int | None = None
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +315,22 @@ class Slo:
 
     ttft_p95_ms: float | None = None
     tpot_p99_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a replica is taken to cost until its own answers tell (gateway/fleet/step_model.py). Seconds."""
+
+    token_s: float
+    """b: per uncached prompt token."""
+    attention_s: float
+    """q: per square of those."""
+    step_s: float
+    """a: between two tokens."""
+    sequence_s: float
+    """c: more of it per request in flight."""
+    kv_s: float
+    """d: and per cached token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +351,9 @@ class Pool:
     upstream_stream: UpstreamStream = "auto"
     timeouts: Timeouts = Timeouts()
     queue: QueueBounds = QueueBounds()
+    policy: Policy = Policy()
+    pace: Pace | None = None
+    """None: nobody measured it."""
 
 
 # ---------------------------------------------------------------------------------------------- rules

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from backends.contract import Endpoint, Engine, EngineAdapter
 from gateway.config.snapshot import Pool, Replica, Snapshot
 from gateway.fleet.ledger import ReplicaLedger
+from gateway.fleet.step_model import StepModel
 
 MakeEngine = Callable[[EngineAdapter, Endpoint, Pool], Engine]
 """Builds the engine of one replica; the composition root knows how."""
@@ -47,7 +48,7 @@ class Fleet:
     def _ledger(self, pool: Pool, replica: Replica, before: ReplicaLedger | None) -> ReplicaLedger:
         engine = self._make_engine(pool.adapter, endpoint_of(pool, replica), pool)
         if before is None or not _alike(before.engine.adapter, pool.adapter):
-            return ReplicaLedger(replica, engine, self._clock)
+            return ReplicaLedger(replica, engine, self._clock, StepModel(pool.pace))
         before.replica, before.engine = replica, engine
         return before
 

@@ -2,18 +2,39 @@
 
 The ledger is the gateway's own record of what it sent: engines' gauges lag by seconds, this never does.
 Every change is synchronous; whoever takes a slot gets a `Slot`, whose `release` is idempotent.
+
+Beside the count of requests, four sums over the slots of a replica tell how busy it is:
+
+    unstarted_tokens    uncached prompt tokens without a first token yet: what a newcomer waits for
+    kv_reserved         prompt and expected output: the cache that will be needed
+    kv_seen             prompt and output so far: the cache that each step reads
+    outstanding_tokens  what is expected still to be computed
+
+The first `progress` of a slot is its first token. An engine that does not stream shows none before the end:
+`Slot.expect_first` says when to take it for come.
 """
 
+import heapq
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 
 from backends.contract import Engine, EngineError, EngineLimits, ErrorKind, TransportError
-from gateway.config.snapshot import Replica
+from gateway.config.snapshot import PriorityClass, Replica
+from gateway.fleet.step_model import StepModel
 from gateway.state.overlay import Drain
 
 COOL_DOWN_FIRST = 1.0
 COOL_DOWN_MAX = 30.0
 """Seconds that a replica is avoided after it could not be connected to: doubling from first to max."""
+
+LEARN_FROM = 512
+"""Uncached prompt tokens below which the time to first token says too little about the engine."""
+LEARN_EVERY = 0.05
+"""Seconds between two first tokens that a replica's model learns from."""
+STRETCH = 8
+"""Output tokens over which the time between tokens is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +56,45 @@ class ReplicaStatistics:
     """Who took it out of service, and when; None where nobody did."""
     told: EngineLimits
     """What it said of its limits."""
+    unstarted_tokens: int = 0
+    """Uncached prompt tokens sent, and no first token seen yet."""
+    kv_reserved: int = 0
+    """Prompt and expected output tokens in flight."""
+    kv_seen: int = 0
+    """Prompt and output tokens so far, of the requests in flight."""
+    slowness: float = 1.0
+    """Its measured prefill time as a multiple of the reference engine's."""
 
 
 class ReplicaLedger:
     """One replica: its engine, what is in flight on it, and whether it is avoided for now."""
 
-    def __init__(self, replica: Replica, engine: Engine, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        engine: Engine,
+        clock: Callable[[], float],
+        model: StepModel | None = None,
+    ) -> None:
+        """`model`: what is known of its pace; None: nothing yet."""
         self.replica = replica
         self.engine = engine
         self.in_flight = 0
         self.outstanding_tokens = 0
+        self.unstarted_tokens = 0
+        self.unstarted_long = 0
+        """Requests of the long lane without a first token."""
+        self.kv_reserved = 0
+        self.kv_seen = 0
+        self.by_class: Counter[PriorityClass] = Counter()
+        """Requests in flight per class, as far as their schedulers say."""
+        self.sent_tokens = 0
+        """Uncached prompt tokens ever sent."""
+        self.model = model or StepModel()
+        self.adapters: dict[str, float] = {}
+        """LoRA adapter -> when it was last sent here."""
+        self.back_since: float | None = None
+        """When it joined a fleet that was running, or came back to it; None: it was here from the start."""
         self.requests_total = 0
         self.last_error: str | None = None
         self.ready: bool | None = None
@@ -52,14 +102,18 @@ class ReplicaLedger:
         """Set: it gets no new requests, whatever becomes of the others."""
         self.told = EngineLimits()
         """What it said of its limits when it was last asked."""
-        self._watchers: list[Callable[[], None]] = []
-        self._clock = clock
+        self.clock = clock
+        self.avoid_until = 0.0
+        self._watchers: list[tuple[Callable[[], None], Callable[[ReplicaLedger], None] | None]] = []
+        self._expected: list[tuple[float, int, Slot]] = []
+        self._order = count()
+        self._probe: Slot | None = None
+        self._learn_at = float("-inf")
         self._failures = 0
-        self._avoid_until = 0.0
 
     def cooling(self) -> bool:
         """Whether the replica failed to answer lately and should be left alone if others can serve."""
-        return self.ready is False or self._clock() < self._avoid_until
+        return self.ready is False or self.clock() < self.avoid_until
 
     def failed(self, error: EngineError) -> None:
         """Note an attempt that failed, unless the request was at fault.
@@ -81,45 +135,88 @@ class ReplicaLedger:
         Returns the seconds of it. Requests that fail together count once: while the replica is avoided
         already, nothing is added.
         """
-        now = self._clock()
-        if now >= self._avoid_until:
-            self._avoid_until = now + min(COOL_DOWN_FIRST * 2**self._failures, COOL_DOWN_MAX)
+        now = self.clock()
+        if now >= self.avoid_until:
+            self.avoid_until = now + min(COOL_DOWN_FIRST * 2**self._failures, COOL_DOWN_MAX)
             self._failures = min(self._failures + 1, 16)
-        return self._avoid_until - now
+        return self.avoid_until - now
 
     def reached(self) -> None:
         """Note that the replica answers again."""
+        if self._failures:
+            self.back_since = self.clock()
         self.last_error = None
         self._failures = 0
-        self._avoid_until = 0.0
+        self.avoid_until = 0.0
 
     def usable(self) -> bool:
         """Whether the replica should be tried: neither drained nor avoided."""
         return self.drained is None and not self.cooling()
 
-    def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` whenever a slot comes back or the replica may have become better.
+    def watch(
+        self, changed: Callable[[], None], freed: "Callable[[ReplicaLedger], None] | None" = None
+    ) -> None:
+        """Call `freed` when this replica has more room than before (a slot came back, a prompt is computed),
+        `changed` when it may have become better or worse in any other way; without `freed`, both alike.
 
         More than one queue may draw on a replica: after a reload, that of each configuration still in use.
         """
-        self._watchers.append(changed)
+        self._watchers.append((changed, freed))
 
     def unwatch(self, changed: Callable[[], None]) -> None:
-        if changed in self._watchers:
-            self._watchers.remove(changed)
+        self._watchers = [each for each in self._watchers if each[0] != changed]
 
     def changed(self) -> None:
         """Tell those that wait for this replica; the oldest configuration first."""
-        for changed in tuple(self._watchers):
+        for changed, _ in tuple(self._watchers):
             changed()
+
+    def freed(self) -> None:
+        """Tell those that wait for this replica that it has more room; the oldest configuration first."""
+        for changed, freed in self._watchers if len(self._watchers) == 1 else tuple(self._watchers):
+            if freed is None:
+                changed()
+            else:
+                freed(self)
+
+    def expire(self, now: float) -> bool:
+        """Take for come the first tokens that were expected by `now`. Returns whether there were any."""
+        found = False
+        while self._expected and self._expected[0][0] <= now:
+            found = heapq.heappop(self._expected)[2].start() or found
+        return found
+
+    def next_expected(self) -> float | None:
+        """When `expire` has something to do."""
+        return self._expected[0][0] if self._expected else None
 
     def load(self) -> float:
         """Outstanding tokens per unit of weight; the picker takes the least."""
         return self.outstanding_tokens / self.replica.weight
 
-    def take(self, prompt_tokens: int, output_tokens: int, on_release: Callable[[], None]) -> "Slot":
-        """Enter a request of that many expected tokens into the books."""
-        return Slot(self, prompt_tokens, output_tokens, on_release)
+    def take(
+        self,
+        prompt_tokens: int,
+        output_tokens: int,
+        on_release: Callable[[], None],
+        *,
+        uncached: int | None = None,
+        long: bool = False,
+        priority: PriorityClass | None = None,
+    ) -> "Slot":
+        """Enter a request of that many expected tokens into the books.
+
+        `uncached`: prompt tokens that the engine must compute; None for all of them.
+        """
+        return Slot(
+            self,
+            prompt_tokens,
+            output_tokens,
+            on_release,
+            prompt_tokens if uncached is None else uncached,
+            long,
+            priority,
+        )
 
     def statistics(self) -> ReplicaStatistics:
         return ReplicaStatistics(
@@ -127,45 +224,156 @@ class ReplicaLedger:
             url=self.replica.url,
             in_flight=self.in_flight,
             outstanding_tokens=self.outstanding_tokens,
-            cooling_for=round(max(0.0, self._avoid_until - self._clock()), 3),
+            cooling_for=round(max(0.0, self.avoid_until - self.clock()), 3),
             last_error=self.last_error,
             requests_total=self.requests_total,
             ready=self.ready,
             drained=self.drained,
             told=self.told,
+            unstarted_tokens=self.unstarted_tokens,
+            kv_reserved=self.kv_reserved,
+            kv_seen=self.kv_seen,
+            slowness=round(self.model.slowness, 3),
         )
 
 
 class Slot:
     """A lease on a replica: one request, and the tokens it is still expected to cost there."""
 
-    __slots__ = ("_on_release", "_output", "_prompt", "ledger")
+    __slots__ = (
+        "_before", "_kv", "_long", "_mark", "_marked_at", "_marked_sent", "_on_release", "_output",
+        "_priority", "_prompt", "_sent_mark", "_step", "_uncached", "_unstarted", "ledger", "reserved",
+        "sent", "streamed",
+    )  # fmt: skip
 
     def __init__(
-        self, ledger: ReplicaLedger, prompt_tokens: int, output_tokens: int, on_release: Callable[[], None]
+        self,
+        ledger: ReplicaLedger,
+        prompt_tokens: int,
+        output_tokens: int,
+        on_release: Callable[[], None],
+        uncached: int,
+        long: bool,
+        priority: PriorityClass | None,
     ) -> None:
         self.ledger = ledger
+        self.sent = ledger.clock()
+        """When the slot was taken."""
+        self.streamed = 0
+        """Output tokens so far."""
+        self.reserved = prompt_tokens + output_tokens
+        """Cache held for it in the books, tokens."""
         self._prompt = prompt_tokens
         self._output = output_tokens
+        self._unstarted = True
+        self._uncached = uncached
+        self._long = long
+        self._priority = priority
+        self._kv = prompt_tokens
+        self._before = ledger.unstarted_tokens
+        self._step = ledger.model.step(ledger.in_flight, ledger.kv_seen)
         self._on_release: Callable[[], None] | None = on_release
+        self._mark = 0
+        self._marked_at = 0.0
+        self._marked_sent = -1
         ledger.in_flight += 1
         ledger.requests_total += 1
         ledger.outstanding_tokens += prompt_tokens + output_tokens
+        ledger.unstarted_tokens += uncached
+        ledger.unstarted_long += long
+        ledger.kv_reserved += self.reserved
+        ledger.kv_seen += prompt_tokens
+        ledger.sent_tokens += uncached
+        self._sent_mark = ledger.sent_tokens
+        if priority is not None:
+            ledger.by_class[priority] += 1
+
+    @property
+    def started(self) -> bool:
+        """Whether the prompt has been computed, as far as can be seen."""
+        return not self._unstarted
 
     def progress(self, tokens: int) -> None:
         """`tokens` output tokens came; the first of them shows that the prompt has been computed."""
         if self._on_release is None:
             return
-        done = min(tokens, self._output)
-        self.ledger.outstanding_tokens -= self._prompt + done
+        ledger = self.ledger
+        self.streamed += tokens
+        self._kv += tokens
+        ledger.kv_seen += tokens
+        if self._kv > self.reserved:
+            ledger.kv_reserved += self._kv - self.reserved
+            self.reserved = self._kv
+        done = tokens if tokens < self._output else self._output
+        ledger.outstanding_tokens -= self._prompt + done
         self._prompt = 0
         self._output -= done
+        if self._unstarted:
+            self._learn_prefill()
+            self.start()
+            ledger.freed()
+        elif ledger._probe is self:
+            self._learn_step()
+        elif ledger._probe is None:
+            ledger._probe = self
+
+    def expect_first(self, at: float) -> None:
+        """Take the prompt for computed at that time, for want of a stream that shows it."""
+        heapq.heappush(self.ledger._expected, (at, next(self.ledger._order), self))
+
+    def start(self) -> bool:
+        """The prompt has been computed. Returns whether that is news. Tells nobody."""
+        if not self._unstarted:
+            return False
+        self._unstarted = False
+        self.ledger.unstarted_tokens -= self._uncached
+        self.ledger.unstarted_long -= self._long
+        return True
 
     def release(self) -> None:
         """Give the slot back. Idempotent; never waits."""
         on_release, self._on_release = self._on_release, None
         if on_release is None:
             return
-        self.ledger.in_flight -= 1
-        self.ledger.outstanding_tokens -= self._prompt + self._output
+        ledger = self.ledger
+        if ledger._probe is self:
+            ledger._probe = None
+        if self._unstarted:
+            # Not `start`: `started` goes on telling how far it came.
+            ledger.unstarted_tokens -= self._uncached
+            ledger.unstarted_long -= self._long
+            self._uncached, self._long = 0, False
+        ledger.in_flight -= 1
+        ledger.outstanding_tokens -= self._prompt + self._output
+        ledger.kv_reserved -= self.reserved
+        ledger.kv_seen -= self._kv
+        if self._priority is not None:
+            ledger.by_class[self._priority] -= 1
         on_release()
+
+    def _learn_prefill(self) -> None:
+        """The first token came. Of use if this prompt was nearly alone before the engine all the time."""
+        ledger, tokens = self.ledger, self._uncached
+        others = self._before + ledger.sent_tokens - self._sent_mark
+        if tokens < LEARN_FROM or others > 0.3 * tokens:
+            return
+        now = ledger.clock()
+        if now < ledger._learn_at:
+            return
+        ledger._learn_at = now + LEARN_EVERY
+        # It came in the middle of a step, and in its own step there were decodes too.
+        seconds = now - self.sent - (1.5 if ledger.in_flight > 1 else 1.0) * self._step
+        ledger.model.observe_prefill(tokens + others // 2, max(seconds, 0.1 * ledger.model.prefill(tokens)))
+
+    def _learn_step(self) -> None:
+        """Some tokens later: the time between them, if no prompt came in between."""
+        done = self.streamed - self._mark
+        if done < STRETCH:
+            return
+        ledger = self.ledger
+        now = ledger.clock()
+        if self._marked_sent == ledger.sent_tokens:
+            ledger.model.observe_step(ledger.in_flight, ledger.kv_seen, (now - self._marked_at) / done)
+        self._mark = self.streamed
+        self._marked_at = now
+        self._marked_sent = -1 if ledger.unstarted_tokens else ledger.sent_tokens

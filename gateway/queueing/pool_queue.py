@@ -1,21 +1,20 @@
-"""Who gets the next free replica of a pool: first come, first served.
+"""Waiting for a replica: the asyncio shell around the pool's scheduler.
 
-Pure bookkeeping around one idea: a slot is taken, in the ledger, at the moment it is handed to a waiter,
-by the very code that freed it. So a free slot and an eligible waiter never coexist, nothing is polled,
-and a waiter that was cancelled between hand-over and wake-up gives its slot straight back.
-
-The replica with the fewest outstanding tokens wins, within its `in_flight` limit. A replica that lately
-could not be reached is chosen only when no other is left; one that was drained is not chosen at all.
+All decisions are the scheduler's (scheduler.py), and synchronous: a slot is taken, in the ledger, at the
+moment it is handed to a waiter, by the very code that freed it. So a free slot and a waiter whose turn it is
+never coexist, and a waiter that was cancelled between hand-over and wake-up gives its slot straight back.
+Here are only the futures that wait, their patience, and the timer that looks again while somebody waits.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from gateway.config.snapshot import Pool
+from gateway.config.snapshot import Pool, PriorityClass
 from gateway.errors import Unavailable
 from gateway.fleet.ledger import ReplicaLedger, Slot
+from gateway.queueing.placements import View
+from gateway.queueing.scheduler import Item, PoolScheduler, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,125 +22,221 @@ class QueueStatistics:
     waiting: int
     in_flight: int
     outstanding_tokens: int
+    waiting_tokens: int = 0
+    """Prompt tokens of those that wait."""
+    expected_wait: float = 0.0
+    """Seconds in which the line as it is drains."""
 
 
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    future: asyncio.Future[Slot]
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request in line. Seconds; `expected_wait` is from now on, by the work ahead and the rate at which
+    the line drains."""
+
+    request_id: str
+    position: int
+    waited: float
+    expected_wait: float
+    tenant: str
+    priority_class: str
     prompt_tokens: int
-    output_tokens: int
-    exclude: Collection[str]
+    long: bool
+    """In the lane of long prompts."""
 
 
 class PoolQueue:
     """The replicas of one pool and the requests that wait for them."""
 
-    def __init__(self, pool: Pool, ledgers: Sequence[ReplicaLedger]) -> None:
+    def __init__(
+        self, pool: Pool, ledgers: Sequence[ReplicaLedger], clock: Callable[[], float] | None = None
+    ) -> None:
+        """`clock`: the ledgers' where it is not given."""
         self.pool = pool
         self.ledgers = tuple(ledgers)
-        self._waiters: deque[_Waiter] = deque()
-        for ledger in self.ledgers:
-            ledger.watch(self.dispatch)
+        self._clock = self.ledgers[0].clock if clock is None else clock
+        self.scheduler = PoolScheduler(
+            self.ledgers,
+            pool.policy,
+            self._clock,
+            in_flight=pool.limits.in_flight,
+            kv_tokens=pool.limits.kv_tokens,
+            max_requests=pool.queue.max_requests,
+            max_tokens=pool.queue.max_tokens,
+            max_bytes=pool.queue.max_bytes,
+        )
+        self._timer: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
         """Hear no more of the replicas. For a queue that nobody will use again."""
-        for ledger in self.ledgers:
-            ledger.unwatch(self.dispatch)
+        self.scheduler.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def candidates(self, exclude: Collection[str] = ()) -> list[ReplicaLedger]:
         """Replicas that may be chosen, best first, whether or not they have room right now."""
-        left = [
-            ledger for ledger in self.ledgers if ledger.drained is None and ledger.replica.id not in exclude
-        ]
-        well = [ledger for ledger in left if not ledger.cooling()]
-        return sorted(well or left, key=_preference)
+        return [view.ledger for view in self.scheduler.preference(frozenset(exclude))]
 
     def has_room(self, ledger: ReplicaLedger) -> bool:
-        limit = self.pool.limits.in_flight
-        if ledger.drained is not None:
-            return False
-        return limit is None or ledger.in_flight < limit
+        """Whether a small request could be sent to the replica now."""
+        return self.scheduler.has_room(self._view(ledger))
 
     def acquire_nowait(
         self, prompt_tokens: int, output_tokens: int, exclude: Collection[str] = ()
     ) -> Slot | None:
         """A slot at once, unless there is none, or none that those in line may not have first."""
         self.dispatch()
-        return self._take(prompt_tokens, output_tokens, exclude)
+        granted: list[Slot] = []
+        item = Item(
+            arrival=self._clock(),
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            granted=granted.append,
+            refused=_nobody,
+            exclude=frozenset(exclude),
+        )
+        self.scheduler.offer(item)
+        self.scheduler.withdraw(item)
+        return granted[0] if granted else None
 
     async def acquire(
-        self, prompt_tokens: int, output_tokens: int, *, wait: float, exclude: Collection[str] = ()
+        self,
+        prompt_tokens: int,
+        output_tokens: int,
+        *,
+        wait: float,
+        exclude: Collection[str] = (),
+        arrival: float | None = None,
+        name: str = "",
+        tenant: str = "",
+        weight: float = 1.0,
+        priority: PriorityClass = PriorityClass.standard,
+        deadline: float | None = None,
+        prefix: tuple[int, ...] = (),
+        session: str | None = None,
+        adapter: str | None = None,
+        size: int = 0,
+        streamed: bool = True,
     ) -> Slot:
         """A slot, after waiting in line for at most `wait` seconds.
 
-        `exclude` names replicas that this request must not get. Raises Unavailable (`no_replica`,
-        `queue_full`, `queue_timeout`). Cancelling leaves nothing behind.
+        `exclude` names replicas that this request must not get; the rest is `Item`'s. Raises Unavailable
+        (`no_replica`, `queue_full`, `queue_timeout`, `overloaded`). Cancelling leaves nothing behind.
         """
-        slot = self.acquire_nowait(prompt_tokens, output_tokens, exclude)
-        if slot is not None:
-            return slot
-        if not self.candidates(exclude):
-            raise Unavailable(f"no replica of pool {self.pool.name} is left to try", reason="no_replica")
-        if len(self._waiters) >= self.pool.queue.max_requests:
-            raise Unavailable(f"the queue of pool {self.pool.name} is full", reason="queue_full")
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), prompt_tokens, output_tokens, exclude)
-        self._waiters.append(waiter)
+        future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        item = Item(
+            arrival=self._clock() if arrival is None else arrival,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            granted=lambda slot: _give(future, slot),
+            refused=lambda refusal: _refuse(future, self._error(refusal)),
+            name=name,
+            tenant=tenant,
+            weight=weight,
+            priority=priority,
+            deadline=deadline,
+            exclude=frozenset(exclude),
+            prefix=prefix,
+            session=session,
+            adapter=adapter,
+            size=size,
+            streamed=streamed,
+        )
+        refusal = self.scheduler.offer(item)
+        if refusal is not None:
+            raise self._error(refusal)
+        if future.done():
+            return future.result()
+        self._watch_time()
         try:
             async with asyncio.timeout(wait):
-                return await waiter.future
+                return await future
         except TimeoutError:
-            self._give_up(waiter)
+            self._give_up(item, future)
             raise Unavailable(
-                f"no replica of pool {self.pool.name} became free in {wait:g} s", reason="queue_timeout"
+                f"no replica of pool {self.pool.name} became free in {wait:g} s",
+                reason="queue_timeout",
+                retry_after=self.scheduler.retry_after(),
             ) from None
         except BaseException:
-            self._give_up(waiter)
+            self._give_up(item, future)
             raise
 
     def dispatch(self) -> None:
-        """Hand free slots to waiters, in order. Called whenever a slot or a replica comes back."""
-        passed: deque[_Waiter] = deque()
-        all_taken = False  # for a waiter without exclusions; one that has them may still find a replica
-        while self._waiters and any(map(self.has_room, self.ledgers)):
-            waiter = self._waiters.popleft()
-            if waiter.future.done():
-                continue
-            slot = None
-            if waiter.exclude or not all_taken:
-                slot = self._take(waiter.prompt_tokens, waiter.output_tokens, waiter.exclude)
-            if slot is not None:
-                waiter.future.set_result(slot)
-                continue
-            passed.append(waiter)
-            all_taken = all_taken or not waiter.exclude
-        passed.extend(self._waiters)
-        self._waiters = passed
+        """Look at everything anew. Called when a replica comes, goes, or time has passed."""
+        self.scheduler.dispatch()
 
     def statistics(self) -> QueueStatistics:
+        scheduler = self.scheduler
         return QueueStatistics(
-            waiting=sum(not waiter.future.done() for waiter in self._waiters),
+            waiting=scheduler.waiting,
             in_flight=sum(ledger.in_flight for ledger in self.ledgers),
             outstanding_tokens=sum(ledger.outstanding_tokens for ledger in self.ledgers),
+            waiting_tokens=scheduler.waiting_tokens,
+            expected_wait=round(scheduler.drain_time(), 3),
         )
 
-    def _take(self, prompt_tokens: int, output_tokens: int, exclude: Collection[str]) -> Slot | None:
-        for ledger in self.candidates(exclude):
-            if self.has_room(ledger):
-                return ledger.take(prompt_tokens, output_tokens, ledger.changed)
-        return None
+    def line(self, most: int) -> list[Waiting]:
+        """Who waits, the next one first; at most `most` of them."""
+        now = self._clock()
+        return [
+            Waiting(
+                request_id=standing.item.name,
+                position=standing.position,
+                waited=round(now - standing.item.arrival, 3),
+                expected_wait=round(standing.expected_wait, 3),
+                tenant=standing.item.tenant,
+                priority_class=standing.item.priority.name,
+                prompt_tokens=standing.item.prompt_tokens,
+                long=standing.item.long,
+            )
+            for standing in self.scheduler.standings()[:most]
+        ]
 
-    def _give_up(self, waiter: _Waiter) -> None:
+    def _view(self, ledger: ReplicaLedger) -> View:
+        return next(view for view in self.scheduler.views if view.ledger is ledger)
+
+    def _error(self, refusal: Refusal) -> Unavailable:
+        name = self.pool.name
+        words = {
+            "no_replica": f"no replica of pool {name} is left to try",
+            "queue_full": f"the queue of pool {name} is full",
+            "overloaded": f"pool {name} cannot answer this request in time",
+        }
+        return Unavailable(
+            words[refusal.reason], reason=refusal.reason, retry_after=round(refusal.retry_after, 3)
+        )
+
+    def _give_up(self, item: Item, future: "asyncio.Future[Slot]") -> None:
         """Leave the line; if a slot was handed over but never seen, give it back."""
-        if waiter.future.done() and not waiter.future.cancelled():
-            waiter.future.result().release()
-            return
-        waiter.future.cancel()
-        try:
-            self._waiters.remove(waiter)
-        except ValueError:
-            pass  # dispatch has dropped it already
+        self.scheduler.withdraw(item)
+        if future.done() and not future.cancelled() and future.exception() is None:
+            future.result().release()
+
+    def _watch_time(self) -> None:
+        """Look again soon, and as long as somebody waits."""
+        if self._timer is None and (at := self.scheduler.next_tick()) is not None:
+            self._timer = asyncio.get_running_loop().call_later(
+                max(0.0, at - self._clock()), self._time_passed
+            )
+
+    def _time_passed(self) -> None:
+        self._timer = None
+        self.scheduler.dispatch()
+        self._watch_time()
 
 
-def _preference(ledger: ReplicaLedger) -> tuple[float, int, float]:
-    """Least first: outstanding tokens by weight; among idle replicas, whoever served least so far."""
-    return ledger.load(), ledger.in_flight, ledger.requests_total / ledger.replica.weight
+def _give(future: "asyncio.Future[Slot]", slot: Slot) -> None:
+    if future.done():  # cancelled, and its task has not run yet
+        slot.release()
+    else:
+        future.set_result(slot)
+
+
+def _refuse(future: "asyncio.Future[Slot]", error: Unavailable) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _nobody(refusal: Refusal) -> None:
+    """The item was in line for no time at all."""

@@ -101,9 +101,9 @@ def _candidates(queue: PoolQueue) -> list[dict[str, Any]]:
         elif not queue.has_room(ledger):
             why = f"full: {ledger.in_flight} in flight"
         elif rank == 0:
-            why = "fewest outstanding tokens"
+            why = "least predicted time to first token"
         else:
-            why = "more outstanding tokens, or listed later"
+            why = "a later first token predicted, or served more so far"
         rows.append(
             {
                 "replica": ledger.replica.id,

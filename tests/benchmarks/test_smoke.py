@@ -9,7 +9,9 @@ from tests.conftest import REPO
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", ["http_clients", "cancellation", "gateway_cost", "counting", "admission"])
+@pytest.mark.parametrize(
+    "name", ["http_clients", "cancellation", "gateway_cost", "counting", "admission", "scheduling"]
+)
 def test_benchmark_runs(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"tests.benchmarks.{name}", "--smoke"],

@@ -31,6 +31,7 @@ MATRIX: dict[tuple[str, str, str], dict[str | None, int]] = {
     ("admin", "GET", "/admin/pools"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "GET", "/admin/replicas"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "GET", "/admin/requests"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
+    ("admin", "GET", "/admin/queues"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "GET", "/admin/lengths"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "GET", "/admin/limits"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "POST", "/admin/limits/try"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},

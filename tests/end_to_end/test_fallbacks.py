@@ -284,6 +284,7 @@ async def test_a_limit_is_429_with_when_to_come_back(tmp_path: Path) -> None:
         assert 0 < int(soon.value.response.headers["retry-after"]) <= 60
         assert soon.value.code == "rate_limit_exceeded"
         with pytest.raises(openai.RateLimitError) as never:
-            await sdk.chat.completions.create(**ask(max_tokens=100))
+            long = [{"role": "user", "content": "water " * 200}]  # an answer may be short; this prompt is not
+            await sdk.chat.completions.create(**ask(messages=long))
         assert never.value.response.headers["x-should-retry"] == "false"
         assert "retry-after" not in never.value.response.headers

@@ -8,7 +8,6 @@ import pytest
 from typer.testing import CliRunner
 
 from backends.simulated import options
-from backends.simulated.engine import PROFILES
 from backends.simulated.faults import FAULTS
 from backends.simulated.options import ServerOptions
 from backends.simulated.server import DIALECTS
@@ -20,7 +19,6 @@ command = importlib.import_module("gateway.cli.engine")  # the package has a fun
 def test_the_choices_are_the_real_ones():
     """The command line spells them out for its help; nothing may be missing or left over."""
     assert get_args(command.Kind) == tuple(DIALECTS)
-    assert set(get_args(command.Profile)) == set(PROFILES)
     assert command.Notice == options.Notice
     assert command.TextMode == options.TextMode
     assert command.Vocabulary == options.Vocabulary

@@ -58,7 +58,7 @@ def test_the_whole_explanation():
                         "outstanding_tokens": 0,
                         "in_flight": 0,
                         "weight": 1.0,
-                        "why": "fewest outstanding tokens",
+                        "why": "least predicted time to first token",
                     }
                 ],
             },
@@ -80,14 +80,14 @@ def test_the_whole_explanation():
                         "outstanding_tokens": 0,
                         "in_flight": 0,
                         "weight": 1.0,
-                        "why": "fewest outstanding tokens",
+                        "why": "least predicted time to first token",
                     },
                     {
                         "replica": "r2",
                         "outstanding_tokens": 0,
                         "in_flight": 0,
                         "weight": 1.0,
-                        "why": "more outstanding tokens, or listed later",
+                        "why": "a later first token predicted, or served more so far",
                     },
                 ],
             },
@@ -146,8 +146,8 @@ def test_candidates_in_the_order_in_which_they_would_be_tried():
     told = explained([pool], [a_rule()], queues={"pool": queue})
     rows = [(row["replica"], row["why"]) for row in told["chain"][0]["candidates"]]
     assert rows == [
-        ("idle", "fewest outstanding tokens"),
-        ("loaded", "more outstanding tokens, or listed later"),
+        ("idle", "least predicted time to first token"),
+        ("loaded", "a later first token predicted, or served more so far"),
         ("full", "full: 1 in flight"),
         ("avoided", "avoided: connect: refused"),
     ]

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import random
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -17,7 +18,8 @@ from tests.end_to_end.world import TOKENIZER
 
 SPEC = TokenizerSpec("huggingface", path=str(TOKENIZER))
 MODEL = Model("m", SPEC)
-BOUND = 0.050
+BOUND = 0.050 if sys.gettrace() is None else 0.250
+"""Seconds; measuring coverage makes each line several times as slow."""
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ async def test_the_clock_of_this_file_sees_what_holds_the_loop(longest):
 
     async with asyncio.TaskGroup() as group:
         group.create_task(hold())
-    assert longest.cpu > BOUND
+    assert longest.cpu > 0.050
     assert "hold" in longest.what
 
 
