@@ -198,7 +198,10 @@ def _same_fit(place: Place, call: Call, low: Estimate, high: Estimate) -> bool:
         fits.append(fit_pool(bound, place.model, place.limits, end.prompt))
     one, other = fits
     if one is None or other is None:
-        return one is other
+        # Refused at both ends, an estimate still passes where its prompt may yet fit the context
+        # (bounding.bound_output): only beyond that is it sure.
+        context, margin = place.model.context, place.model.max_tokens.margin
+        return one is other and (context is None or low.prompt.longest >= context - margin)
     if (one.fits, one.clamped) != (other.fits, other.clamped):
         return False
     if one.sent == other.sent:

@@ -141,6 +141,19 @@ def test_a_default_that_only_fits_at_one_end_is_counted():
     )
 
 
+def test_a_refusal_that_an_estimate_would_not_see_is_counted():
+    """Found by the first test: 499 and 500 are refused by the other model, about 500 was not."""
+    other = a_model("other", context=500, max_tokens=MaxTokens(policy="refuse"))
+    model = a_model()
+    pool = a_pool("p", serves={"llama": "a", "other": "b"})
+    snapshot = a_snapshot(models=[model, other], pools=[pool], rules=[a_rule("else", [Hop("p", "other")])])
+    call = a_call(model=model, asked=2)
+    ends = partial(expect, call, OutputLengths())
+    boundaries = Boundaries.of(snapshot, model)
+    assert boundaries.within(call, ends(exactly(499)), ends(exactly(500)), None)
+    assert not boundaries.within(call, ends(exactly(501)), ends(exactly(510)), None)
+
+
 def cuts(**when) -> Boundaries:
     rules = [a_rule("short", when=When(**when)), a_rule("else")]
     return Boundaries.of(a_snapshot(rules=rules), a_model())
