@@ -6,6 +6,7 @@
 #   make bench              what a request and an event cost, beside bare proxies in the same run
 #   make bench-counting     what counting costs, and how long it holds the event loop
 #   make bench-admission    what limits cost, in memory, in Redis and in slices; and how exactly they hold
+#   make loadtest           policies over sockets, before simulated engines, beside what the twin says (minutes)
 #   make lock               pin all dependencies anew
 #   make tokenizer          train the demo's tokenizer anew
 SHELL := /bin/bash
@@ -24,7 +25,7 @@ BIN := $(VENV)/bin
 # Tests share the machine's cores, but they start servers: more than four at once brings nothing.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
-.PHONY: help demo test lint tests redis bench bench-counting bench-admission install lock tokenizer schema clean
+.PHONY: help demo test lint tests redis bench bench-counting bench-admission loadtest install lock tokenizer schema clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -66,6 +67,9 @@ bench-counting: install
 
 bench-admission: install
 	$(BIN)/python -m tests.benchmarks.admission $(ARGS)
+
+loadtest: install
+	$(BIN)/python -m loadtest fleet $(ARGS)
 
 # Universal: one lock for every platform and Python version that is supported.
 lock:

@@ -10,7 +10,8 @@
                        shared below the engines: framing, answers, stop strings, OpenAI's shapes, metrics
     trtllm/ triton/ triton_openai/ tgi/ vllm/ sglang/ llamacpp/ openai/
                        each: wire.py (pure: request -> bytes, bytes -> events), adapter.py (options), load.py
-                       (how busy it is), metadata.py (what it serves, how it is recognised)
+                       (how busy it is), metadata.py (what it serves, how it is recognised), sleeping.py (how
+                       it gives its memory up and takes it back)
     simulated/         the same engines without a GPU: a timing model with an explicit clock, real servers
 
 Nothing here imports the gateway: engines know no tenants.

@@ -32,7 +32,8 @@ __all__ = [
     "Answer", "Answers", "ConnectFailed", "ConnectionBroken", "Decoder", "Delta", "Done", "Endpoint",
     "Engine", "EngineAdapter", "EngineError", "EngineLimits", "EngineRegistry", "ErrorKind", "Event",
     "Exchange", "Failure", "FinishReason", "GenerateRequest", "Generation", "Health", "HttpRequest",
-    "Identified", "Load", "Metadata", "OptionError", "Prompt", "RelayMode", "ResponseInvalid", "Transport",
+    "Identified", "Load", "Lora", "Metadata", "OptionError", "Priority", "Prompt", "RelayMode",
+    "ResponseInvalid", "Transport",
     "TransportError", "Unsupported", "Usage", "Vocabulary",
 ]  # fmt: skip
 
@@ -48,6 +49,27 @@ Prompt = str | list[str] | list[int] | list[list[int]]
 
 
 # ------------------------------------------------------------------------------------------- requests
+
+
+class Lora(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter over the model that a request names. What of it an engine needs, `lora_fault` says."""
+
+    name: str
+    """As the engine, or those who keep it, call the adapter."""
+    id: int | None = None
+    """Its number, where the engine knows adapters by numbers."""
+    path: str | None = None
+    """Where the engine finds its weights, on the engine's own disk."""
+    scale: float = 1.0
+
+
+class Priority(msgspec.Struct, frozen=True, kw_only=True):
+    """How urgent a request is, for engines that order their own queue. Each has its own scale."""
+
+    level: Literal[0, 1, 2]
+    """2 is the most urgent: the gateway's class."""
+    own: int = 0
+    """-1000 to 1000: the client's `priority`, in the engine's own direction, within its level."""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,11 +96,16 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Output tokens per choice; None only where the model declares no bound at all."""
     n: int = 1
     stop: tuple[str, ...] = ()
+    lora: Lora | None = None
+    """The adapter to use over `model`; `lora_fault` of it is None."""
+    priority: Priority | None = None
+    """Told to the engine; only for adapters with `takes_priority`."""
     parameters: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """Every other field of the client's body, by its OpenAI name, values as sent and already type-checked
     where OpenAI defines a type (`temperature`, `top_p`, `seed`, `logprobs`, `tools`, ...). Unknown fields
     are kept here too; an adapter forwards, converts or drops them. `model`, `messages`, `prompt`,
-    `stream`, `stream_options`, `max_tokens`, `max_completion_tokens`, `n`, `stop` are never in it."""
+    `stream`, `stream_options`, `max_tokens`, `max_completion_tokens`, `n`, `stop`, `priority` are never
+    in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +365,26 @@ class Health:
     live: bool
 
 
+class SleepControl(Protocol):
+    """How an engine whose process stays gives its memory up, and takes it back. Pure.
+
+    All of it may be said twice: an engine that is awake is not hurt by being woken. `models` are the names
+    that the engine knows.
+    """
+
+    def wake_requests(self, models: Sequence[str]) -> Sequence[HttpRequest]:
+        """What to send, one after the other; each answer is 2xx when that is done."""
+
+    def sleep_requests(self, models: Sequence[str]) -> Sequence[HttpRequest]:
+        """The reverse. Only for an engine that computes nothing: it may drop what it has."""
+
+    def awake_requests(self, models: Sequence[str]) -> Sequence[HttpRequest]:
+        """Questions that tell whether it is awake."""
+
+    def read_awake(self, answers: "Answers") -> bool | None:
+        """Their answers; None where they do not tell."""
+
+
 class EngineAdapter(Protocol):
     """One engine dialect with its options; pure, stateless, shared by all requests of a pool."""
 
@@ -351,6 +398,15 @@ class EngineAdapter(Protocol):
     """The relay mode of this dialect: `patched` for OpenAI's, `translated` for others."""
     canonical: bool
     """Whether its OpenAI shapes pass the conformance run untouched, so that `raw` may be configured."""
+    reuses_prefixes: bool
+    """Whether it keeps what it computed for a prompt's beginning, unless it is told not to."""
+    takes_priority: bool
+    """Whether `GenerateRequest.priority` means anything to it."""
+    sleep: SleepControl | None
+    """How it is put to sleep and woken; None: it cannot."""
+
+    def lora_fault(self, lora: Lora) -> str | None:
+        """Why it cannot be asked for this adapter, as a phrase ("needs an id"); None where it can."""
 
     def unsupported(self, request: GenerateRequest) -> Unsupported | None:
         """The first reason why this engine cannot serve `request`, or None. `model`, `stream` and

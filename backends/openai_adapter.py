@@ -16,18 +16,27 @@ from backends.contract import (
     Health,
     HttpRequest,
     Load,
+    Lora,
     Metadata,
     RelayMode,
+    SleepControl,
     Unsupported,
 )
 from backends.openai_dialect import OpenAiDecoder, choices_asked, openai_request
 
-__all__ = ["OpenAiDialectAdapter", "ask"]
+__all__ = ["OpenAiDialectAdapter", "ask", "named_only"]
 
 
 def ask(path: str, body: Mapping[str, Any]) -> HttpRequest:
     """A question with a JSON body."""
     return HttpRequest("POST", path, {"content-type": "application/json"}, msgspec.json.encode(body))
+
+
+def named_only(lora: Lora) -> str | None:
+    """The fault of an adapter's description for engines that know adapters by name and nothing else."""
+    if lora.id is not None or lora.path is not None:
+        return "is known to this engine by its name alone: no id, no path"
+    return None if lora.scale == 1.0 else "has no scale of its own in this engine"
 
 
 class OpenAiDialectAdapter:
@@ -38,8 +47,15 @@ class OpenAiDialectAdapter:
     adds_bos = True
     relay: RelayMode = "patched"
     canonical = False  # until the conformance run says so
+    reuses_prefixes = False  # nobody knows
+    takes_priority = False
     load_port: int | None = None
+    sleep: SleepControl | None = None
     metadata_paths: ClassVar[tuple[str, ...]] = (MODEL_LIST,)
+
+    def lora_fault(self, lora: Lora) -> str | None:
+        """Adapters are asked for as models, by name: vLLM's way, and all that OpenAI's dialect leaves."""
+        return named_only(lora)
 
     def unsupported(self, request: GenerateRequest) -> Unsupported | None:
         """Nothing is known of the engine behind: it says so itself."""

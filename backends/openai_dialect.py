@@ -39,9 +39,10 @@ def openai_request(
 
     Output tokens are bounded by `max_tokens` on both endpoints, never by both names: TensorRT-LLM and TGI
     refuse the pair. Usage is asked for in streams, where it is not sent otherwise. `headers` come on top of
-    those of every request.
+    those of every request. An adapter is asked for as a model; engines with another way name the base model
+    in `parameters`.
     """
-    body: dict[str, Any] = {"model": request.model}
+    body: dict[str, Any] = {"model": request.model if request.lora is None else request.lora.name}
     if request.messages is not None:
         path = "/v1/chat/completions"
         body["messages"] = request.messages

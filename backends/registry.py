@@ -13,7 +13,7 @@ from backends.openai import metadata as openai
 from backends.openai.adapter import OpenAiAdapter
 from backends.options import NoOptions, read_options
 from backends.sglang import metadata as sglang
-from backends.sglang.adapter import SglangAdapter
+from backends.sglang.adapter import SglangAdapter, SglangOptions
 from backends.tgi import metadata as tgi
 from backends.tgi.adapter import TgiAdapter, TgiOptions
 from backends.triton import metadata as triton
@@ -66,7 +66,7 @@ REGISTRY = Registry(
         "trtllm": EngineKind(lambda options: TrtllmAdapter(read_options(TrtllmOptions, options)), trtllm),
         "triton": EngineKind(lambda options: TritonAdapter(read_options(TritonOptions, options)), triton),
         "tgi": EngineKind(lambda options: TgiAdapter(read_options(TgiOptions, options)), tgi),
-        "sglang": EngineKind(lambda options: SglangAdapter(read_options(NoOptions, options)), sglang),
+        "sglang": EngineKind(lambda options: SglangAdapter(read_options(SglangOptions, options)), sglang),
         "llamacpp": EngineKind(
             lambda options: LlamacppAdapter(read_options(LlamacppOptions, options)), llamacpp
         ),

@@ -15,6 +15,7 @@ The rooms, in the order in which a request meets them:
     routing/       rules -> chain of pools; explain
     limits/        rates, budgets and what is held at a time: reserve, settle as it streams, refund
     fallbacks.py   attempts: queue, send, next replica, next pool; up to the first event
+    activation/    pools that sleep until somebody asks, warm-up before traffic
     answer.py      an answer under way: the lease on its slot and its upstream connection
     queueing/      who gets the next free replica of a pool
     fleet/         replicas: ledger of what is in flight, cool-down, probes, the limits that engines tell

@@ -6,8 +6,9 @@ Nothing else in the gateway imports `backends.registry`, the transport or the en
 import asyncio
 import logging
 import os
+import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,10 +22,13 @@ from backends.client import EngineClient
 from backends.contract import Answer, Endpoint, Engine, EngineAdapter, HttpRequest
 from backends.registry import REGISTRY
 from backends.transport import AiohttpTransport
+from gateway.activation.prefixes import Prefixes
+from gateway.activation.sleeping import Sleepers
+from gateway.activation.warming import Warming
 from gateway.admin.admin_key import AdminKey, find_admin_key
 from gateway.admin.endpoints import AdminEndpoint, AdminHandlers
 from gateway.admin.limits import LimitHandlers
-from gateway.admin.operating import ConfigHandlers, KeyHandlers, ReplicaHandlers
+from gateway.admin.operating import ConfigHandlers, KeyHandlers, PoolHandlers, ReplicaHandlers
 from gateway.api.asgi import App
 from gateway.api.errors import ErrorRing
 from gateway.api.generation import GenerationEndpoint
@@ -38,14 +42,18 @@ from gateway.discovery import EMPTY, Discovery
 from gateway.fallbacks import Attempts, RetryBudget
 from gateway.fleet.engine_limits import Shortfall, narrowed, shortfalls
 from gateway.fleet.fleet import Fleet, endpoint_of
+from gateway.fleet.ledger import ReplicaLedger
 from gateway.fleet.probing import Prober, Target
 from gateway.limits.limiter import Limiter
 from gateway.limits.stores import kept
 from gateway.middleware.request_log import RequestLog
+from gateway.mirroring import Mirroring
 from gateway.pipeline import Pipeline
-from gateway.queueing.pool_queue import PoolQueue
+from gateway.planning.shares import parts_of
+from gateway.queueing.pool_queue import PoolQueue, lend
 from gateway.reloading import Reloader, Source
-from gateway.runtime import Runtime
+from gateway.routing.degrading import Brownout
+from gateway.runtime import Leases, Runtime
 from gateway.settings import Settings
 from gateway.state.live import LiveState
 from gateway.state.overlay import Overlay
@@ -120,7 +128,7 @@ class Gateway:
         self.clock = clock
         self.tracing: Tracing = NoTracing() if tracing is None else tracing
         self.admin_key = admin_key
-        self.metrics = Metrics()
+        self.metrics = Metrics(clock)
         self.book = RecordBook()
         self.tasks = TaskSet()
         self._draining = False
@@ -134,7 +142,10 @@ class Gateway:
         self._shortfalls: frozenset[Shortfall] = frozenset()
         self._probing = TaskSet()
         self._endings = TaskSet()
+        self._prefixes: dict[str, Prefixes] = {}
+        self._sleepers = Sleepers(clock, self.metrics, self._learned_wake)
         self._limiting = TaskSet()
+        self._mirrors = TaskSet()
         self.kept = kept(
             snapshot.server.limits,
             clock,
@@ -199,11 +210,15 @@ class Gateway:
             self._limiting.start(work(), "limits")
         self.tasks.start(self.state.watch(), "state")
         self.tasks.start(self.reloader.watch(), "configuration file")
+        self._sleepers.start(await asyncio.to_thread(self.state.store.wakes))
+        self._warm_up()
         self._start_probing()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._sleepers.aclose()
         await self.tasks.aclose()
+        await self._mirrors.aclose()
         await self._probing.aclose()
         await self._endings.wait(seconds=5)
         await self._endings.aclose()
@@ -300,6 +315,7 @@ class Gateway:
         self._apply(self.state.overlay)
         self._older.append(old)
         old.leases.when_gone(partial(self._retire, old))
+        self._warm_up({ledger for _, ledger in old.ledgers()})
         await self._probing.aclose()
         self._start_probing()
         await self._forget_what_is_gone()
@@ -328,41 +344,94 @@ class Gateway:
     def _start_probing(self) -> None:
         if not self._probe:
             return
-        runtime = self.runtime
-        pools = runtime.snapshot.pools
-        targets = (
-            Target(
-                ledger,
-                endpoint_of(pools[pool], ledger.replica),
-                tuple(pools[pool].serves.values()),
-                ledger.changed,
-                self._learned,
-            )
-            for pool, ledger in runtime.ledgers()
-        )
-        self._probing.start(Prober(targets).run(), "probing")
+        self._probing.start(Prober(self.runtime.targets).run(), "probing")
 
     # -------------------------------------------------------------------------------------- the parts
 
     def _build(self, snapshot: Snapshot, counting: Counting, old: Runtime | None = None) -> Runtime:
         """`old` gives what stays: the books of replicas. What limits hold stays in the store."""
         fleet = Fleet(snapshot, self._make_engine, self.clock, () if old is None else old.ledgers())
-        queues = {name: PoolQueue(pool, fleet.pools[name]) for name, pool in snapshot.pools.items()}
+        earlier = {} if old is None else old.queues
+        queues = {
+            name: PoolQueue(pool, fleet.pools[name], old=earlier.get(name))
+            for name, pool in snapshot.pools.items()
+        }
+        lend(queues)
         limiter = Limiter(snapshot, self.kept.store, self.metrics, self.clock)
         askable = {name: _askable(queue) for name, queue in queues.items()}
         counting = counting.asking(EngineCounts(askable, self._ask, self.clock))
-        attempts = Attempts(queues, counting, self._budget, self.metrics, self.clock)
+        warmings = {name: self._warming(pool, snapshot, counting) for name, pool in snapshot.pools.items()}
+        targets = {
+            name: tuple(self._target(pool, ledger, warmings[name]) for ledger in fleet.pools[name])
+            for name, pool in snapshot.pools.items()
+        }
+        sleepers = self._sleepers.configure(
+            (pool, targets[name], queues[name], warmings[name]) for name, pool in snapshot.pools.items()
+        )
+        prefixes = {name: self._prefixes[name] for name, pool in snapshot.pools.items() if _remembers(pool)}
+        attempts = Attempts(
+            queues, counting, self._budget, self.metrics, self.clock, sleepers=sleepers, prefixes=prefixes
+        )
+        leases = Leases()
+        mirroring = Mirroring(queues, attempts, self._mirrors, leases, self.metrics, self.clock)
         pipeline = Pipeline(
             snapshot=snapshot,
             counting=counting,
             lengths=self._lengths,
+            brownout=Brownout({name: queue.scheduler for name, queue in queues.items()}, self.clock),
             limiter=limiter,
             attempts=attempts,
+            mirroring=mirroring,
             metrics=self.metrics,
             tracing=self.tracing,
             clock=self.clock,
         )
-        return Runtime(snapshot, queues, limiter, counting, pipeline)
+        return Runtime(
+            snapshot,
+            queues,
+            limiter,
+            counting,
+            pipeline,
+            leases,
+            sleepers=sleepers,
+            warmings=warmings,
+            targets=tuple(each for of_pool in targets.values() for each in of_pool),
+        )
+
+    def _warming(self, pool: Pool, snapshot: Snapshot, counting: Counting) -> Warming:
+        prefixes = self._prefixes.setdefault(pool.name, Prefixes())
+        if not _remembers(pool):
+            prefixes = self._prefixes[pool.name] = Prefixes()  # what was remembered is forgotten
+        return Warming(pool, snapshot.models, counting.render, prefixes, self.tasks, self.metrics)
+
+    def _target(self, pool: Pool, ledger: ReplicaLedger, warming: Warming) -> Target:
+        """What probing wants to know of a replica, and whom it tells."""
+        if pool.activation is None and ledger.hold == "asleep":
+            ledger.hold = None  # an older configuration had it sleep
+        return Target(
+            ledger,
+            endpoint_of(pool, ledger.replica),
+            tuple(pool.serves.values()),
+            ledger.changed,
+            self._learned,
+            partial(warming.start, ledger),
+        )
+
+    def _warm_up(self, known: Collection[ReplicaLedger] = ()) -> None:
+        """Warm up the replicas that are not `known`. Those of a pool that may sleep are when it wakes."""
+        for pool, ledger in self.runtime.ledgers():
+            if ledger not in known and pool not in self.runtime.sleepers:
+                self.runtime.warmings[pool].start(ledger)
+
+    def _learned_wake(self, pool: str, seconds: float) -> None:
+        """How long a wake took is known after a restart too."""
+        self.tasks.start(self._keep_wake(pool, seconds), "state")
+
+    async def _keep_wake(self, pool: str, seconds: float) -> None:
+        try:
+            await asyncio.to_thread(self.state.store.note_wake, pool, seconds, at=time.time())
+        except sqlite3.Error as error:
+            log.warning("the time that a wake took is not kept: %s", error)
 
     def _make_engine(self, adapter: EngineAdapter, endpoint: Endpoint, pool: Pool) -> Engine:
         """The engine of one replica."""
@@ -403,6 +472,7 @@ class Gateway:
         limits = LimitHandlers(self._current)
         keys = KeyHandlers(self.state, lambda: self._file)
         replicas = ReplicaHandlers(self.state, self._current)
+        pools = PoolHandlers(self.state, self._current)
         config = ConfigHandlers(self.state, self._current, self.reloader, lambda: self.older_in_use)
 
         def guarded(handler: Callable[..., object]) -> AdminEndpoint:
@@ -423,6 +493,8 @@ class Gateway:
             Route("/admin/keys/{id}/revoke", guarded(keys.revoke), methods=["POST"]),
             Route("/admin/replicas/{id}/drain", guarded(replicas.drain), methods=["POST"]),
             Route("/admin/replicas/{id}/enable", guarded(replicas.enable), methods=["POST"]),
+            Route("/admin/pools/{name}/wake", guarded(pools.wake), methods=["POST"]),
+            Route("/admin/pools/{name}/cool", guarded(pools.cool), methods=["POST"]),
             Route("/admin/config", guarded(config.show), methods=["GET"]),
             Route("/admin/config/reload", guarded(config.reload), methods=["POST"]),
             Route("/admin/audit", guarded(config.audit), methods=["GET"]),
@@ -450,11 +522,16 @@ class Gateway:
         return self._draining
 
 
+def _remembers(pool: Pool) -> bool:
+    """Whether the pool's common system prompts are wanted."""
+    return pool.warm_up is not None and pool.warm_up.common_prefixes > 0
+
+
 def _askable(queue: PoolQueue) -> Askable:
     """The replicas that a request would be sent to now; of a cold pool none."""
 
     def replicas() -> list[Replica]:
-        if queue.pool.state == "cold":
+        if queue.pool.state == "cold" and queue.pool.activation is None:
             return []
         return [ledger.replica for ledger in queue.candidates() if ledger.usable()]
 
@@ -493,6 +570,15 @@ class _Gauges:
                 ledger.usable(),
             )
 
+    def warming(self) -> Iterator[tuple[str, str, bool]]:
+        for pool, ledger in self._gateway.runtime.ledgers():
+            yield pool, ledger.replica.id, ledger.hold == "warming"
+
+    def sleepers(self) -> Iterator[tuple[str, str, int]]:
+        for pool, sleeper in self._gateway.runtime.sleepers.items():
+            statistics = sleeper.statistics()
+            yield pool, statistics.state, statistics.held
+
     def drained(self) -> Iterator[tuple[str, str, bool]]:
         for pool, ledger in self._gateway.runtime.ledgers():
             yield pool, ledger.replica.id, ledger.drained is not None
@@ -501,9 +587,17 @@ class _Gauges:
         last = self._gateway.reloader.last
         return self._gateway.runtime.snapshot.hash, last.ok, last.at
 
-    def queues(self) -> Iterator[tuple[str, int]]:
+    def queues(self) -> Iterator[tuple[str, Mapping[tuple[str, str], int], Mapping[str, float]]]:
         for name, queue in self._gateway.runtime.queues.items():
-            yield name, queue.statistics().waiting
+            yield name, queue.waiting_by(), queue.expected_waits()
+
+    def shares(self) -> Iterator[tuple[str, float, float]]:
+        for share in parts_of(self._gateway.runtime.shares()):
+            yield share.pool, share.work, share.capacity
+
+    def overload(self) -> Iterator[tuple[str, str, str, int]]:
+        for row in self._gateway.runtime.pipeline.brownout.rows():
+            yield row.of, row.pool, row.priority_class, row.active
 
     def counted_bytes(self) -> tuple[int, int]:
         cache = self._gateway.runtime.counting.statistics().cache

@@ -6,7 +6,7 @@
 
 import ipaddress
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from backends.contract import EngineLimits
@@ -62,15 +62,17 @@ def examine(
 
 def _slos(snapshot: Snapshot) -> Iterator[Finding]:
     for pool in snapshot.pools.values():
+        slos = [("", pool.slo), *((f"{each.name}: ", slo) for each, slo in pool.class_slos.items())]
         promised = [
-            f"{name} {value:g}"
-            for name, value in (("ttft_p95_ms", pool.slo.ttft_p95_ms), ("tpot_p99_ms", pool.slo.tpot_p99_ms))
+            f"{who}{name} {value:g}"
+            for who, slo in slos
+            for name, value in asdict(slo).items()
             if value is not None
         ]
         if promised:
             yield Finding("slo", f"pool {pool.name}", "pass", ", ".join(promised))
         else:
-            remedy = f"set pools.{pool.name}.slo: {{ttft_p95_ms: ..., tpot_p99_ms: ...}}"
+            remedy = f"set pools.{pool.name}.slo: {{ttft_p95_ms: ..., tpot_p99_ms: ..., queue_ms: ...}}"
             yield Finding("slo", f"pool {pool.name}", "fail", "nothing is promised", remedy)
 
 
@@ -203,13 +205,18 @@ def _streaming(snapshot: Snapshot, seen: Seen | None) -> Iterator[Finding]:
 
 def _fallbacks(snapshot: Snapshot) -> Iterator[Finding]:
     for rule in snapshot.rules:
-        names = dict.fromkeys(hop.pool for hop in rule.chain if snapshot.pools[hop.pool].state != "cold")
+        names = dict.fromkeys(hop.pool for hop in rule.chain if not _is_out(snapshot.pools[hop.pool]))
         if len(names) > 1:
             yield Finding("fallback", f"rule {rule.name}", "pass", " then ".join(names))
         else:
             remedy = f"add a second pool to the chain of rule {rule.name}"
             what = f"no pool but {', '.join(names) or 'cold ones'}"
             yield Finding("fallback", f"rule {rule.name}", "fail", what, remedy)
+
+
+def _is_out(pool: Pool) -> bool:
+    """Whether it never takes traffic."""
+    return pool.state == "cold" and pool.activation is None
 
 
 def _metrics(snapshot: Snapshot, seen: Seen | None) -> Finding:
@@ -267,9 +274,10 @@ def _health(snapshot: Snapshot, seen: Seen | None) -> Iterator[Finding]:
                 yield Finding("health", subject, "cannot tell", "not asked", LOOK)
             elif report.ready:
                 yield Finding("health", subject, "pass", report.why)
-            elif pool.state == "cold":
-                remedy = "look again once the pool is to take traffic"
-                yield Finding("health", subject, "cannot tell", f"the pool is cold; {report.why}", remedy)
+            elif pool.state == "cold" or (pool.state == "warm" and pool.activation is not None):
+                remedy = "look again once the pool is to take traffic, or is awake"
+                what = f"the pool is {pool.state}; {report.why}"
+                yield Finding("health", subject, "cannot tell", what, remedy)
             else:
                 remedy = f"start it, or correct its url: {replica.url}"
                 yield Finding("health", subject, "fail", report.why, remedy)

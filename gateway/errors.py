@@ -170,7 +170,7 @@ class EngineFailed(GatewayError):
 
 
 UnavailableReason = Literal[
-    "no_replica", "queue_full", "queue_timeout", "overloaded", "draining", "limits_unknown"
+    "no_replica", "queue_full", "queue_timeout", "overloaded", "draining", "limits_unknown", "asleep"
 ]  # fmt: skip
 
 

@@ -7,22 +7,25 @@ requests, so that failing engines do not see their load multiplied.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import msgspec
 
-from backends.contract import EngineError, ErrorKind, GenerateRequest, Generation
+from backends.contract import EngineError, ErrorKind, GenerateRequest, Generation, Priority
+from gateway.activation.prefixes import Prefixes, system_prompt
+from gateway.activation.sleeping import Sleeper, StillAsleep
 from gateway.answer import Answer
 from gateway.call import Call, Estimate
-from gateway.config.snapshot import HopReason, Pool, Rule
+from gateway.config.snapshot import EMPTY, HopReason, Pool, PriorityClass, Rule
 from gateway.engine_errors import gateway_error_of
 from gateway.errors import EngineTimeout, GatewayError, QuotaExceeded, Unavailable, UnsupportedByEngine
 from gateway.fleet.ledger import Slot
 from gateway.limits.reservation import Reservation
 from gateway.queueing.pool_queue import PoolQueue
-from gateway.routing.router import Route, Target, refusal_of, refused_at
+from gateway.routing.affinity import cache_salt, opening_of, session_of
+from gateway.routing.router import Route, Target, lenders_of, refusal_of, refused_at
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.records import RequestRecord
 from gateway.telemetry.tracing import NO_SPAN
@@ -38,6 +41,13 @@ streamed and expected to be smaller goes upstream unstreamed: plain calls are ch
 
 SECONDS_PER_TOKEN = 0.1
 """The slowest pace at which an engine is waited for where nothing is seen until the answer is whole."""
+
+
+_LEVELS: Mapping[PriorityClass, Literal[0, 1, 2]] = {
+    PriorityClass.batch: 0,
+    PriorityClass.standard: 1,
+    PriorityClass.interactive: 2,
+}
 
 
 class RetryBudget:
@@ -81,6 +91,10 @@ class PoolFailed(Exception):
         self.error = error
 
 
+class TakenBack(Exception):
+    """A more urgent request got the slot before this one's first token."""
+
+
 class Attempts:
     """Finds a replica that answers."""
 
@@ -91,12 +105,24 @@ class Attempts:
         budget: RetryBudget,
         metrics: Metrics,
         clock: Callable[[], float],
+        sleepers: Mapping[str, Sleeper] = EMPTY,
+        prefixes: Mapping[str, Prefixes] = EMPTY,
     ) -> None:
+        """By pool: `sleepers` wakes those that may sleep; `prefixes` remembers system prompts where that is
+        wanted."""
+        self._sleepers = sleepers
+        self._prefixes = prefixes
         self._queues = queues
         self._counting = counting
         self._budget = budget
         self._metrics = metrics
         self._clock = clock
+
+    def standing(self, record: RequestRecord) -> tuple[int, float] | None:
+        """Position in the line of the pool where the request waits, and seconds that it is expected to; None
+        where it does not, or has only just come."""
+        queue = self._queues.get(record.pool or "")
+        return None if queue is None else queue.standing(record.request_id)
 
     async def first_answer(
         self,
@@ -124,7 +150,15 @@ class Attempts:
             last = not any(later.usable for later in route.chain[position + 1 :])
             try:
                 return await self._try_pool(
-                    call, route.rule, target, estimate, record, reservation, last=last
+                    call,
+                    route.rule,
+                    target,
+                    estimate,
+                    record,
+                    reservation,
+                    lenders=lenders_of(route, target),
+                    entered=None if failed is None else self._clock(),
+                    last=last,
                 )
             except PoolFailed as error:
                 failed = error
@@ -145,45 +179,56 @@ class Attempts:
         record: RequestRecord,
         reservation: Reservation,
         *,
+        lenders: Sequence[Target],
+        entered: float | None,
         last: bool,
     ) -> Answer:
+        """`entered`: when it came here from another pool; None for the first one."""
         pool = target.pool
         queue = self._queues[pool.name]
-        record.pool, record.engine = pool.name, pool.engine
-        try:
-            await reservation.move(pool.name)
-        except (QuotaExceeded, Unavailable) as error:
-            raise PoolFailed("overloaded", error) from error
-        target = _within(target, reservation)
-        try:
-            request = await self._request_for(call, target, estimate, watched=reservation.may_cut)
-        except UnsupportedByEngine as error:
-            raise PoolFailed("unavailable", error) from error
-        record.stage = "queued"
+        open_to = {lender.pool.name: lender for lender in lenders}
+        target, request = await self._prepare(call, target, estimate, record, reservation)
         patience = rule.after if "overloaded" in rule.on and not last else pool.queue.max_wait
+        opening = opening_of(call, target, estimate.prompt.tokens)
+        lora = pool.loras.get(target.model.name)
+        prefixes = self._prefixes.get(pool.name)
+        if prefixes is not None and (text := system_prompt(call.request.messages)) is not None:
+            prefixes.note(target.model.name, text)
         tried: set[str] = set()
+        preempted = 0
         failed: PoolFailed | None = None
         while True:
+            await _hold(reservation, pool)  # unless a lender has served, and failed
+            _waits(record, call, pool)
+            record.stage = "queued"
             asked = self._clock()
             left = call.received + pool.timeouts.total - asked
             if call.deadline is not None:
                 left = min(left, call.deadline - asked)
             if left <= 0:
                 raise PoolFailed(None, EngineTimeout("The time for this request is over."))
+            held = await self._admit(call, pool, left, record)
             try:
                 slot = await queue.acquire(
                     estimate.prompt.tokens,
                     estimate.total - estimate.prompt.tokens,
-                    wait=max(0.0, min(patience, left)),
+                    wait=max(0.0, min(patience, left - held)),
                     exclude=tried,
-                    arrival=call.received,
+                    arrival=call.received + held,
+                    entered=entered,
                     name=call.id,
                     tenant=call.tenant.name,
                     weight=call.tenant.weight,
                     priority=call.priority_class,
                     deadline=call.deadline,
+                    prefix=opening.blocks,
+                    block_tokens=opening.tokens,
                     session=session_of(call),
+                    adapter=None if lora is None else lora.name,
+                    size=call.size,
                     streamed=request.stream,
+                    lenders=frozenset(open_to),
+                    preempted=preempted,
                 )
             except Unavailable as error:
                 if failed is not None:
@@ -192,16 +237,76 @@ class Attempts:
                     "unavailable" if error.reason == "no_replica" else "overloaded", error
                 ) from error
             finally:
-                record.queued += self._clock() - asked
+                record.queued += self._clock() - asked - held
             tried.add(slot.ledger.replica.id)
+            sent, to = request, target
+            if not queue.has(slot):
+                name = next(name for name in open_to if self._queues[name].has(slot))
+                try:
+                    to, sent = await self._prepare(call, open_to[name], estimate, record, reservation)
+                except PoolFailed:  # that pool's limits refuse it: it waits on, for the others
+                    slot.release()
+                    del open_to[name]
+                    continue
+                except BaseException:
+                    slot.release()
+                    raise
+                record.queued_in = pool.name
+                self._metrics.lent.labels(name, pool.name).inc()
             try:
-                return await self._send(call, request, target, slot, estimate, record)
+                return await self._send(call, sent, to, slot, estimate, record)
+            except TakenBack:
+                preempted += 1
+                record.attempts -= 1
+                tried.discard(slot.ledger.replica.id)
             except EngineError as error:
                 failed = pool_failed(error, call)
-                if not error.retryable or record.attempts >= MAX_ATTEMPTS or len(tried) == len(queue.ledgers):
+                if (
+                    not error.retryable
+                    or record.attempts >= MAX_ATTEMPTS
+                    or all(ledger.replica.id in tried for ledger in queue.ledgers)
+                ):
                     raise failed from error
                 if not self._budget.withdraw():
                     raise failed from error
+
+    async def _admit(self, call: Call, pool: Pool, left: float, record: RequestRecord) -> float:
+        """See to it that the pool is awake, if it is one that may sleep. Returns the seconds that it took.
+
+        Nothing may be waited for between this and standing in line. Raises PoolFailed.
+        """
+        sleeper = self._sleepers.get(pool.name)
+        if sleeper is None:
+            return 0.0
+        record.stage = "waking"
+        asked = self._clock()
+        try:
+            await sleeper.admit(min(pool.queue.max_wait, left))
+        except StillAsleep as asleep:
+            raise PoolFailed(None if asleep.final else "unavailable", asleep.error) from asleep
+        finally:
+            held = self._clock() - asked
+            record.queued += held
+            record.held += held
+        record.stage = "queued"
+        return held
+
+    async def _prepare(
+        self,
+        call: Call,
+        target: Target,
+        estimate: Estimate,
+        record: RequestRecord,
+        reservation: Reservation,
+    ) -> tuple[Target, GenerateRequest]:
+        """Hold the limits of the target's pool, and put the request in its words. Raises PoolFailed."""
+        await _hold(reservation, target.pool)
+        _waits(record, call, target.pool)
+        target = _within(target, reservation)
+        try:
+            return target, await self.request_for(call, target, estimate, watched=reservation.may_cut)
+        except UnsupportedByEngine as error:
+            raise PoolFailed("unavailable", error) from error
 
     async def _send(
         self,
@@ -215,7 +320,7 @@ class Attempts:
         """One attempt on one replica, up to its first events. Owns `slot` until it returns an Answer."""
         pool, ledger, span = target.pool, slot.ledger, NO_SPAN
         generation: Generation | None = None
-        outcome: Literal["ok", "error", "cancelled"] = "cancelled"
+        outcome: Literal["ok", "error", "cancelled", "preempted"] = "cancelled"
         try:
             span = record.span.child(
                 f"chat {target.model.name}"
@@ -241,10 +346,14 @@ class Attempts:
             if hurried and call.deadline is not None:
                 patience = max(0.0, call.deadline - sent)
             try:
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(patience) as limit:
+                    slot.stop = partial(limit.reschedule, 0.0)  # at once
                     generation = await ledger.engine.generate(request)
                     first = await generation.events()
             except TimeoutError:
+                if slot.taken_back:
+                    outcome = "preempted"
+                    raise TakenBack from None
                 if hurried:  # the client's haste is no fault of the engine
                     late = EngineTimeout("No engine began to answer in the time that the client gave.")
                     raise PoolFailed(None, late) from None
@@ -252,6 +361,7 @@ class Attempts:
                     ErrorKind.TIMEOUT, f"no first event in {patience:.3g} s", retryable=False
                 ) from None
             finally:
+                slot.stop = None
                 record.upstream_wait += self._clock() - sent
             ledger.reached()
             answer = Answer(call, target, slot, generation, request.max_tokens, estimate.prompt)
@@ -269,14 +379,14 @@ class Attempts:
                 asyncio.get_running_loop().call_later(cooling, ledger.changed)
             raise
         finally:
-            self._metrics.attempts.labels(pool.name, outcome).inc()
+            self._metrics.note_attempt(pool.name, outcome)
             if outcome != "ok":
                 if generation is not None:
                     generation.cancel()
                 slot.release()
                 span.end({}, outcome)
 
-    async def _request_for(
+    async def request_for(
         self, call: Call, target: Target, estimate: Estimate, *, watched: bool
     ) -> GenerateRequest:
         """The call in the form this pool wants: its model name, its bound, text where it needs text.
@@ -284,6 +394,9 @@ class Attempts:
         `watched`: its tokens must be seen as they are made.
         """
         pool = target.pool
+        parameters = call.request.parameters
+        if not pool.share_prefixes:
+            parameters = {**parameters, "cache_salt": cache_salt(call)}
         rendered: str | None = None
         if call.request.messages is not None and not pool.adapter.applies_template:
             prepared = await self._counting.prepare(
@@ -296,13 +409,26 @@ class Attempts:
             stream=streams_upstream(pool, call, estimate, watched=watched),
             max_tokens=target.fit.sent,
             rendered=rendered,
+            lora=pool.loras.get(target.model.name),
+            priority=Priority(level=_LEVELS[call.priority_class], own=call.asked_priority)
+            if pool.engine_priority
+            else None,
+            parameters=parameters,
         )
 
 
-def session_of(call: Call) -> str | None:
-    """What requests with the same beginning share: OpenAI's `prompt_cache_key`, within the tenant."""
-    key = call.request.parameters.get("prompt_cache_key")
-    return f"{call.tenant.name}/{key[:200]}" if isinstance(key, str) and key else None
+async def _hold(reservation: Reservation, pool: Pool) -> None:
+    """Have the limits of this pool, and of no other. Raises PoolFailed."""
+    try:
+        await reservation.move(pool.name)
+    except (QuotaExceeded, Unavailable) as error:
+        raise PoolFailed("overloaded", error) from error
+
+
+def _waits(record: RequestRecord, call: Call, pool: Pool) -> None:
+    record.pool, record.engine = pool.name, pool.engine
+    record.slo = pool.promised(call.priority_class)
+    record.queued_in = None
 
 
 def streams_upstream(pool: Pool, call: Call, estimate: Estimate, *, watched: bool = False) -> bool:
@@ -318,7 +444,8 @@ def _within(target: Target, reservation: Reservation) -> Target:
     sent = target.fit.sent
     if most is None or (sent is not None and sent <= most[0]):
         return target
-    return replace(target, fit=replace(target.fit, sent=most[0], clamped=True, by=f"limit {most[1]}"))
+    fit = msgspec.structs.replace(target.fit, sent=most[0], clamped=True, by=f"limit {most[1]}")
+    return msgspec.structs.replace(target, fit=fit)
 
 
 def pool_failed(error: EngineError, call: Call) -> PoolFailed:

@@ -8,18 +8,25 @@ client gone), its slot, connection and reservation go back once.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
+
+from msgspec.structs import replace
 
 from gateway.answer import Answer
-from gateway.call import Call, Estimate, PromptCount
-from gateway.config.snapshot import Snapshot
+from gateway.call import Call, Estimate, PromptCount, choices_computed
+from gateway.commenting import KEEP_ALIVE, Announcing, Comments
+from gateway.config.snapshot import Snapshot, Timeouts
 from gateway.errors import ClientGone, GatewayError, QuotaExceeded
 from gateway.fallbacks import Attempts
 from gateway.limits.limiter import Limiter
 from gateway.limits.reservation import Reservation
 from gateway.limits.saying import rate_headers
+from gateway.mirroring import Mirroring
 from gateway.relay import Reply, fail, relay
+from gateway.routing.degrading import BY, Brownout
 from gateway.routing.router import Route, choose_route, prompt_param
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.records import RequestRecord
@@ -37,8 +44,10 @@ class Pipeline:
     snapshot: Snapshot
     counting: Counting
     lengths: OutputLengths
+    brownout: Brownout
     limiter: Limiter
     attempts: Attempts
+    mirroring: Mirroring
     metrics: Metrics
     tracing: Tracing
     clock: Callable[[], float]
@@ -54,30 +63,71 @@ class Pipeline:
         record.prompt_tier = expected.prompt.tier
         self.metrics.note_count(call.model.name, expected.prompt)
         route = choose_route(self.snapshot, call, expected)  # 6 route
+        if (lesser := self.brownout.degrade(self.snapshot, call, route)) is not None:
+            call, route = lesser.call, lesser.route
+            record.degraded, record.priority_class = str(lesser), call.priority_class.name
+            self.metrics.note_degraded(lesser.causes)
         expected = route.estimate  # a rule may bound the output
         record.rule, record.estimated_total = route.rule.name, expected.total
-        with (
-            self.tracing.request(call) as record.span,
-            await self.reserve(call, expected, route, record) as reservation,  # 7 limit
-            # 8 queue, 9 send; 11 fail over
-            await self.first_answer(call, route, expected, record, reservation) as answer,
-        ):
-            try:
-                await relay(answer, reply, record, reservation, self.clock)  # 10 relay
-            except Exception as error:
-                if not reply.started and not isinstance(error, ClientGone):
-                    reservation.refund()  # the client gets an error's status and pays nothing
-                if not reply.started or not isinstance(error, GatewayError):
+        comments = Comments(reply)
+        try:
+            with (
+                self.tracing.request(call) as record.span,
+                await self.reserve(call, expected, route, record) as reservation,  # 7 limit
+                self.announcing(call, route, record, comments),
+                # 8 queue, 9 send; 11 fail over
+                await self.first_answer(call, route, expected, record, reservation) as answer,
+            ):
+                try:
+                    await relay(answer, reply, record, reservation, self.clock, comments)  # 10 relay
+                except Exception as error:
+                    if not reply.answered and not isinstance(error, ClientGone):
+                        reservation.refund()  # the client gets an error and pays nothing
                     raise
-                record.error_code = error.code
-                record.finish("failed")
-                await fail(answer, reply, error)
-            except asyncio.CancelledError:
-                if record.cut_off and not reply.started:
-                    reservation.refund()  # it will be answered 503
+                except asyncio.CancelledError:
+                    if record.cut_off and not reply.answered:
+                        reservation.refund()  # it will be told that we shut down
+                    raise
+                finally:
+                    self.settle(answer, expected, record, reservation)  # 12 settle
+        except GatewayError as error:
+            if not reply.started:
                 raise
-            finally:
-                self.settle(answer, expected, record, reservation)  # 12 settle
+            record.error_code = error.code
+            record.finish("failed" if error.status >= 500 else "rejected")
+            await fail(reply, error, comments, self._timeouts(record).send)
+        finally:
+            comments.close()
+
+    def announcing(
+        self, call: Call, route: Route, record: RequestRecord, comments: Comments
+    ) -> AbstractContextManager[object]:
+        """Tells the client how it stands while it waits, where the rule says so (`queue_comments_ms`)."""
+        every = route.rule.queue_comments
+        if every is None or not call.stream:
+            return nullcontext()
+        silent_since = self.clock()
+
+        def standing() -> str | Literal[False] | None:
+            nonlocal silent_since
+            now, text = self.clock(), None
+            if record.stage == "streaming":
+                return False
+            if record.stage == "queued" and (place := self.attempts.standing(record)) is not None:
+                position, wait = place
+                text = f"headgate queue position={position} expected_wait_ms={wait * 1e3:.0f}"
+            elif now - silent_since >= self._timeouts(record).keepalive:
+                text = KEEP_ALIVE
+            if text is not None:
+                silent_since = now
+            return text
+
+        return Announcing(comments, every, standing)
+
+    def _timeouts(self, record: RequestRecord) -> Timeouts:
+        """Of the pool that has the request."""
+        pool = self.snapshot.pools.get(record.pool or "")
+        return Timeouts() if pool is None else pool.timeouts
 
     async def reserve(
         self, call: Call, expected: Estimate, route: Route, record: RequestRecord
@@ -99,7 +149,8 @@ class Pipeline:
     async def first_answer(
         self, call: Call, route: Route, expected: Estimate, record: RequestRecord, reservation: Reservation
     ) -> Answer:
-        """Steps 8 and 9, and 11 as often as it takes."""
+        """Steps 8 and 9, and 11 as often as it takes. The rule's mirror gets its copy meanwhile."""
+        self.mirroring.consider(self.snapshot, call, route, expected)
         try:
             return await self.attempts.first_answer(call, route, expected, record, reservation)
         except asyncio.CancelledError:
@@ -134,15 +185,27 @@ class Pipeline:
         prompt = expected.prompt.tokens if answer.prompt_tokens is None else answer.prompt_tokens
         reservation.settle(prompt, answer.completion_tokens, answer.cached_tokens or 0)
         self.compare(answer, expected)
-        record.completion_tokens = answer.completion_tokens
+        self.correct(answer)
+        record.completion_tokens, record.choices = answer.completion_tokens, answer.choices
         record.usage_source = "counted" if answer.reported_tokens is None else "engine"
         whole = answer.ended and answer.cut_by is None
         if whole and (answer.reported_tokens is not None or not answer.guessed):
             each = answer.completion_tokens // answer.choices
-            self.lengths.observe(
-                answer.call.tenant.name, answer.call.model.name, expected.prompt.tokens, each
-            )
+            cap = expected.bound.cap
+            if cap is None or cap[1] != BY:  # what a brown-out cut tells nothing of other times
+                self.lengths.observe(
+                    answer.call.tenant.name, answer.call.model.name, expected.prompt.tokens, each
+                )
             self.metrics.observe_output(answer.call.model.name, expected, answer.sent_max_tokens, each)
+
+    def correct(self, answer: Answer) -> None:
+        """Hold what the prompt was expected to find in the replica's cache against what the engine says."""
+        slot = answer.slot
+        if slot.on_cached is None or answer.prompt_tokens is None:  # it told no usage
+            return
+        slot.on_cached(answer.cached_tokens)
+        if answer.cached_tokens is not None:
+            self.metrics.note_prefix(answer.target.pool.name, slot.hit, answer.cached_tokens)
 
     def compare(self, answer: Answer, expected: Estimate) -> None:
         """Hold our count of the prompt against the engine's, where both speak of the same."""
@@ -160,9 +223,3 @@ class Pipeline:
         )
         tier = expected.prompt.tier
         self.metrics.observe_count(call.model.name, tier, compared.ratio, compared.verification)
-
-
-def choices_computed(call: Call) -> int:
-    """Answers that the engine makes per prompt; `best_of` may be more than the client gets."""
-    best_of = call.request.parameters.get("best_of", 1)
-    return max(call.request.n, best_of) if isinstance(best_of, int) else call.request.n

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from backends.contract import EngineError, Event
 from gateway.answer import Answer
+from gateway.commenting import KEEP_ALIVE, Comments
 from gateway.engine_errors import gateway_error_of
 from gateway.errors import ClientGone, EngineTimeout, GatewayError
 from gateway.limits.reservation import Reservation
@@ -22,7 +23,9 @@ class Reply(Protocol):
     """The client's side of an answer, in the shape it asked for."""
 
     started: bool
-    """Whether the status line has left: from then on no error status is possible, and no retry."""
+    """Whether the status line has left: from then on no error status is possible."""
+    answered: bool
+    """Whether anything of the answer has left: from then on no retry is, and it must be paid."""
 
     def begin(self, answer: Answer) -> None:
         """Take note of who answers, for headers and names; sends nothing."""
@@ -30,6 +33,10 @@ class Reply(Protocol):
 
     async def write(self, events: Sequence[Event]) -> None:
         """Send what these events mean to the client. With `Done` the reply is complete."""
+        ...
+
+    async def comment(self, text: str) -> None:
+        """Say something that no client takes for a part of the answer; nothing where there is no stream."""
         ...
 
     async def fail(self, error: GatewayError) -> None:
@@ -43,8 +50,10 @@ async def relay(
     record: RequestRecord,
     reservation: Reservation,
     clock: Callable[[], float],
+    comments: Comments,
 ) -> None:
-    """Pass events on until the answer is complete, or outruns what limits leave.
+    """Pass events on until the answer is complete, or outruns what limits leave. A stream that has begun and
+    falls silent gets a comment every `keepalive` seconds.
 
     Raises GatewayError when the engine fails or falls silent, ClientGone when the client stops reading.
     """
@@ -56,8 +65,13 @@ async def relay(
     events = answer.first
     answer.first = []
     writing = False
+
+    def silent() -> None:
+        if reply.started and not writing:
+            comments.say(KEEP_ALIVE)
+
     try:
-        with Watchdog() as watchdog:
+        with Watchdog(timeouts.keepalive, silent) as watchdog:
             while True:
                 answer.note(events)
                 reservation.streamed(answer.counted_tokens, clock)
@@ -67,6 +81,8 @@ async def relay(
                     events = [*events, *rest]
                 writing = True
                 watchdog.expect(timeouts.send)
+                if comments.leaving:
+                    await comments.quiet()
                 await reply.write(events)
                 if answer.ended:
                     return
@@ -82,11 +98,12 @@ async def relay(
         raise gateway_error_of(error, answer.call) from error
 
 
-async def fail(answer: Answer, reply: Reply, error: GatewayError) -> None:
-    """Tell the client that a started reply has failed. Raises ClientGone when it does not read."""
-    patience = answer.target.pool.timeouts.send
+async def fail(reply: Reply, error: GatewayError, comments: Comments, patience: float) -> None:
+    """Tell the client that a started reply has failed. Raises ClientGone when it does not read for `patience`
+    seconds."""
     try:
         async with asyncio.timeout(patience):
+            await comments.quiet()
             await reply.fail(error)
     except TimeoutError:
         raise _stalled(patience) from None

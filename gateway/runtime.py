@@ -5,14 +5,18 @@ the state store's overlay, or of what engines tell of their limits, makes a Runt
 snapshot, and what is worked out of it, alone and shares everything else.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
-from gateway.config.snapshot import Snapshot
+from gateway.activation.sleeping import Sleeper
+from gateway.activation.warming import Warming
+from gateway.config.snapshot import EMPTY, Snapshot
 from gateway.fleet.ledger import ReplicaLedger
+from gateway.fleet.probing import Target
 from gateway.limits.limiter import Limiter
 from gateway.pipeline import Pipeline
+from gateway.planning.shares import PoolShare
 from gateway.queueing.pool_queue import PoolQueue
 from gateway.tokens.counting import Counting
 
@@ -56,6 +60,12 @@ class Runtime:
     counting: Counting
     pipeline: Pipeline
     leases: Leases = field(default_factory=Leases)
+    sleepers: Mapping[str, Sleeper] = field(default_factory=lambda: EMPTY)
+    """By pool, of those that may sleep."""
+    warmings: Mapping[str, Warming] = field(default_factory=lambda: EMPTY)
+    """By pool: what its replicas are sent before traffic."""
+    targets: tuple[Target, ...] = ()
+    """What is probed."""
 
     def on(self, snapshot: Snapshot) -> "Runtime":
         """The same parts, on another snapshot of the same file."""
@@ -71,6 +81,19 @@ class Runtime:
             for ledger in queue.ledgers:
                 yield name, ledger
 
+    def shares(self) -> list[PoolShare]:
+        """Of each pool in service, the work that was asked of it in ten minutes, and its capacity: reference
+        engines, by the measured speeds of the replicas that are not drained."""
+        return [
+            PoolShare(
+                name,
+                queue.demand()[1],
+                sum(1 / ledger.model.slowness for ledger in queue.ledgers if ledger.drained is None),
+            )
+            for name, queue in self.queues.items()
+            if self.snapshot.pools[name].state != "cold"
+        ]
+
     def ready(self) -> bool:
-        """Whether some replica may be tried."""
-        return any(ledger.usable() for _, ledger in self.ledgers())
+        """Whether some replica may be tried, or will be woken for whoever asks."""
+        return bool(self.sleepers) or any(ledger.usable() for _, ledger in self.ledgers())

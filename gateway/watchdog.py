@@ -7,6 +7,7 @@ usually late looks at that now and then.
 
 import asyncio
 import math
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -15,13 +16,17 @@ class Watchdog:
     """Ends the waits inside its block, which must all be those of the entering task.
 
     When a wait outlasts its patience, the block is left with TimeoutError, as with `asyncio.timeout`; a
-    cancellation from elsewhere passes through untouched.
+    cancellation from elsewhere passes through untouched. `silent` is called when a wait has lasted `beat`
+    seconds, and after each so many more.
     """
 
-    __slots__ = ("_base", "_deadline", "_loop", "_task", "_timer", "expired")
+    __slots__ = ("_base", "_beat", "_deadline", "_loop", "_silent", "_since", "_task", "_timer", "expired")
 
-    def __init__(self) -> None:
+    def __init__(self, beat: float = math.inf, silent: Callable[[], None] | None = None) -> None:
         self.expired = False
+        self._beat = math.inf if silent is None else beat
+        self._silent = silent
+        self._since = 0.0
         self._deadline = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
@@ -36,7 +41,8 @@ class Watchdog:
 
     def expect(self, seconds: float) -> None:
         """From now on, the block has `seconds` until the next call of this."""
-        self._deadline = self._loop.time() + seconds
+        self._since = self._loop.time()
+        self._deadline = self._since + seconds
         if self._timer is None or self._timer.when() > self._deadline:
             self._arm()
 
@@ -51,11 +57,15 @@ class Watchdog:
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(self._deadline, self._look)
+        self._timer = self._loop.call_at(min(self._deadline, self._since + self._beat), self._look)
 
     def _look(self) -> None:
         self._timer = None
-        if self._loop.time() < self._deadline:
+        now = self._loop.time()
+        if now < self._deadline:
+            if now - self._since >= self._beat and self._silent is not None:
+                self._since = now
+                self._silent()
             self._arm()
             return
         self.expired = True

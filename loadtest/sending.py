@@ -18,7 +18,8 @@ class Sample:
 
     sent: float
     late: float = 0.0
-    """Seconds behind its place in the plan."""
+    """Seconds behind its place in the plan. Latencies count from that place (`due`), not from the sending:
+    what a user would have waited for a client that was held up is not left out."""
     ended: float = 0.0
     first: float | None = None
     """When the first piece of the answer's text was there; streams only."""
@@ -31,25 +32,45 @@ class Sample:
     """The server told no usage: `output_tokens` are pieces of text."""
     error: str | None = None
     """`429 rate_limit_exceeded`, `stream server_error`, `timeout`, ...; None: a whole answer."""
-    tenant: str | None = None
+
+    @property
+    def due(self) -> float:
+        """When it was to be sent."""
+        return self.sent - self.late
+
+    @property
+    def latency(self) -> float:
+        """Seconds from its place in the plan to its end."""
+        return self.ended - self.due
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds from its place in the plan to the first piece of text; None where none was seen."""
+        return None if self.first is None else self.first - self.due
 
 
 class Client:
     """Sends chat completions to one server, over as many connections as it takes. Use `async with`."""
 
     def __init__(
-        self, url: str, model: str, *, key: str | None, timeout: float, stream: bool, extra: Mapping[str, Any]
+        self,
+        url: str,
+        model: str,
+        *,
+        key: str | None,
+        timeout: float,
+        stream: bool,
+        extra: Mapping[str, Any],
+        keys: Mapping[str, str] | None = None,
     ) -> None:
-        """`timeout`: seconds for a whole request. `extra`: fields added to each body."""
+        """`timeout`: seconds for a whole request. `extra`: fields added to each body. `keys`: those of
+        tenants; all others use `key`."""
         self._url = url + CHAT
         self._head: dict[str, Any] = {"model": model, **extra}
-        if stream:
-            self._head |= {"stream": True, "stream_options": {"include_usage": True}}
         self._stream = stream
         self._timeout = timeout
-        self._headers = {"content-type": "application/json", "user-agent": "headgate-loadtest"}
-        if key:
-            self._headers["authorization"] = f"Bearer {key}"
+        self._key = key
+        self._keys = keys or {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Client":
@@ -65,10 +86,23 @@ class Client:
         if self._session is not None:
             await self._session.close()
 
-    async def send(self, messages: Sequence[Mapping[str, Any]], max_tokens: int | None) -> Sample:
-        """The sample of one request; what goes wrong is in it, not raised."""
+    async def send(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        max_tokens: int | None,
+        *,
+        tenant: str = "",
+        stream: bool = True,
+        fields: Mapping[str, Any] | None = None,
+    ) -> Sample:
+        """The sample of one request; what goes wrong is in it, not raised.
+
+        `stream` false: a whole answer, even from a client that streams. `fields`: added to this body."""
         assert self._session is not None
-        body = {**self._head, "messages": messages}
+        stream = stream and self._stream
+        body = {**self._head, **(fields or {}), "messages": messages}
+        if stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
         if max_tokens is not None:
             body["max_tokens"] = max_tokens
         content = orjson.dumps(body)
@@ -76,11 +110,11 @@ class Client:
         try:
             async with asyncio.timeout(self._timeout):
                 async with self._session.post(
-                    self._url, data=content, headers=self._headers, allow_redirects=False
+                    self._url, data=content, headers=self._headers(tenant), allow_redirects=False
                 ) as answer:
                     if answer.status != 200:
                         sample.error = f"{answer.status} {_code(await answer.read())}".rstrip()
-                    elif self._stream:
+                    elif stream:
                         await _read_stream(answer.content, sample)
                     else:
                         _note_whole(await answer.read(), sample)
@@ -94,6 +128,12 @@ class Client:
             sample.error = "answer is not JSON"
         sample.ended = time.perf_counter()
         return sample
+
+    def _headers(self, tenant: str) -> dict[str, str]:
+        headers = {"content-type": "application/json", "user-agent": "headgate-loadtest"}
+        if key := self._keys.get(tenant, self._key):
+            headers["authorization"] = f"Bearer {key}"
+        return headers
 
 
 async def _read_stream(content: aiohttp.StreamReader, sample: Sample) -> None:

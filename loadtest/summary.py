@@ -1,19 +1,14 @@
-"""Samples -> figures, and one run against another."""
+"""Samples -> the figures that a client sees. Latencies count from the scheduled time."""
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from gateway.replay.figures import percentile
 from loadtest.running import Ran
 
 LATE = 0.050
 """Seconds: a plan whose p99 lateness is above this was not kept, and the figures are of another load."""
-
-
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least `share` of all do not exceed (nearest rank); `values` sorted."""
-    return values[max(0, math.ceil(share * len(values)) - 1)] if values else None
 
 
 def summarise(ran: Ran) -> dict[str, Any]:
@@ -24,12 +19,12 @@ def summarise(ran: Ran) -> dict[str, Any]:
     told = [sample.input_tokens for sample in good if sample.input_tokens is not None]
     output = sum(sample.output_tokens for sample in good)
     late = sorted(sample.late for sample in ran.samples)
-    late_p99 = percentile(late, 0.99)
+    late_p99 = percentile(late, 0.99) if late else None
     return {
         "requests_per_s": len(good) / wall,
         "output_tokens_per_s": output / wall,
-        "latency_ms": _figures([sample.ended - sample.sent for sample in good], mean=True),
-        "ttft_ms": _figures([sample.first - sample.sent for sample in good if sample.first is not None]),
+        "latency_ms": _figures([sample.latency for sample in good], mean=True),
+        "ttft_ms": _figures([sample.ttft for sample in good if sample.ttft is not None]),
         "inter_token_ms": _figures([gap for sample in good for gap in sample.gaps]),
         "input_tokens_mean": sum(told) / len(told) if told else None,
         "output_tokens_mean": output / len(good) if good else None,
@@ -42,9 +37,9 @@ def summarise(ran: Ran) -> dict[str, Any]:
         "schedule": {
             "planned": ran.planned,
             "sent": len(ran.samples),
-            "not_sent": ran.not_sent,
+            "not_sent": len(ran.not_sent),
             "late_p99_ms": None if late_p99 is None else 1e3 * late_p99,
-            "kept": ran.not_sent == 0 and (late_p99 or 0.0) <= LATE,
+            "kept": not ran.not_sent and (late_p99 or 0.0) <= LATE,
         },
         "calibration": {
             "fixed": ran.calibration.fixed,
@@ -60,8 +55,7 @@ def _figures(seconds: list[float], *, mean: bool = False) -> dict[str, float | N
     if mean:
         figures["avg"] = 1e3 * sum(seconds) / len(seconds) if seconds else None
     for share in (0.5, 0.9, 0.99):
-        value = percentile(seconds, share)
-        figures[f"p{100 * share:.0f}"] = None if value is None else 1e3 * value
+        figures[f"p{100 * share:.0f}"] = 1e3 * percentile(seconds, share) if seconds else None
     return figures
 
 
@@ -70,16 +64,16 @@ def report(summary: Mapping[str, Any]) -> str:
     latency, first, gaps = (summary[name] for name in ("latency_ms", "ttft_ms", "inter_token_ms"))
     schedule = summary["schedule"]
     rows = (
-        ("requests/s", _number(summary["requests_per_s"])),
-        ("output tokens/s", _number(summary["output_tokens_per_s"])),
+        ("requests/s", number(summary["requests_per_s"])),
+        ("output tokens/s", number(summary["output_tokens_per_s"])),
         ("latency ms", _named(latency, "avg", "p90", "p99")),
         ("first token ms", _named(first, "p50", "p90", "p99")),
         ("between tokens ms", _named(gaps, "p50", "p90", "p99")),
         (
             "average tokens",
-            f"in {_number(summary['input_tokens_mean'])}   out {_number(summary['output_tokens_mean'])}",
+            f"in {number(summary['input_tokens_mean'])}   out {number(summary['output_tokens_mean'])}",
         ),
-        ("completed", f"{summary['completed']} of {schedule['planned']} in {_number(summary['wall_s'])} s"),
+        ("completed", f"{summary['completed']} of {schedule['planned']} in {number(summary['wall_s'])} s"),
         *(("error", f"{name}: {count}") for name, count in summary["errors"].items()),
     )
     lines = [f"{label:20} {text}" for label, text in rows]
@@ -107,55 +101,12 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     return found
 
 
-# ------------------------------------------------------------------------------------------- compare
-
-COMPARED = (
-    ("requests/s", ("requests_per_s",)),
-    ("output tokens/s", ("output_tokens_per_s",)),
-    *((f"latency {name} ms", ("latency_ms", name)) for name in ("avg", "p50", "p90", "p99")),
-    *((f"first token {name} ms", ("ttft_ms", name)) for name in ("p50", "p90", "p99")),
-    *((f"between tokens {name} ms", ("inter_token_ms", name)) for name in ("p50", "p90", "p99")),
-    ("average input tokens", ("input_tokens_mean",)),
-    ("average output tokens", ("output_tokens_mean",)),
-    ("completed", ("completed",)),
-)
-
-INDIFFERENT = frozenset({"url", "json"})
-"""Settings that may differ between two runs that are compared."""
-
-
-def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    """Two written runs side by side: A, B and B/A."""
-    lines = [f"{'':24} {'A':>12} {'B':>12} {'B/A':>8}"]
-    for label, path in COMPARED:
-        left, right = _at(a["summary"], path), _at(b["summary"], path)
-        ratio = f"{right / left:.3f}" if left and right is not None else "-"
-        lines.append(f"{label:24} {_number(left):>12} {_number(right):>12} {ratio:>8}")
-    for name, run in (("A", a), ("B", b)):
-        errors = sum(run["summary"]["errors"].values())
-        if errors:
-            lines.append(f"NOTE: {name} had {errors} errors; latencies are those of the others")
-        lines += [f"NOTE: {name}: {note}" for note in notes(run["summary"])]
-    settings_a, settings_b = a["settings"], b["settings"]
-    for name in sorted({*settings_a, *settings_b} - INDIFFERENT):
-        if settings_a.get(name) != settings_b.get(name):
-            values = f"{settings_a.get(name)!r} in A, {settings_b.get(name)!r} in B"
-            lines.append(f"NOTE: not the same load: {name} is {values}")
-    return "\n".join(lines)
-
-
-def _at(summary: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
-    value: Any = summary
-    for name in path:
-        value = value[name]
-    return None if value is None else float(value)
-
-
 def _named(figures: Mapping[str, float | None], *names: str) -> str:
-    return "   ".join(f"{name} {_number(figures[name])}" for name in names)
+    return "   ".join(f"{name} {number(figures[name])}" for name in names)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """As the tables show it."""
     if value is None:
         return "-"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -1,17 +1,21 @@
-"""What is asked, and when: planned requests, made one at a time: no trace lies in memory whole."""
+"""What is asked, and when: planned requests, in order of time.
 
-import csv
-import gzip
-import io
+Traces are read, and given classes, tenants and `max_tokens`, by the same code as in `headgate replay`.
+"""
+
 import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from loadtest.arrivals import Arrivals, arrivals
+from gateway.replay.requests import TraceRequest, compressed
+from gateway.replay.traces import open_text
+
+ALL = "all"
+"""The tenant of workloads that know of none."""
 
 
 class WorkloadInvalid(ValueError):
@@ -22,17 +26,10 @@ class WorkloadInvalid(ValueError):
 class Planned:
     """One request of the plan."""
 
-    at: float
-    """Seconds from the start."""
-    output_tokens: int | None
-    """Asked for as max_tokens; None: the server's default."""
-    input_tokens: int = 0
-    """About how large the prompt is to be, where it is made of words."""
+    request: TraceRequest
+    """When, whose, how long. Of a dataset's prompts the lengths are 0: the server's usage will tell."""
     messages: list[dict[str, Any]] | None = None
-    """The prompt itself, where a dataset has one."""
-    blocks: tuple[int, ...] = ()
-    """Hashes of the trace's prefix blocks."""
-    tenant: str | None = None
+    """The prompt itself, where a dataset has one; else it is made of words."""
 
 
 def token_distribution(
@@ -47,11 +44,9 @@ def token_distribution(
     """Lengths drawn from two normal distributions, cut off below 1."""
     rng = random.Random(f"{seed}/lengths")
     for at in times:
-        yield Planned(
-            at,
-            output_tokens=max(1, round(rng.gauss(output_mean, output_stdev))),
-            input_tokens=max(1, round(rng.gauss(input_mean, input_stdev))),
-        )
+        output = max(1, round(rng.gauss(output_mean, output_stdev)))
+        prompt = max(1, round(rng.gauss(input_mean, input_stdev)))
+        yield Planned(TraceRequest(at, ALL, prompt, output, output))
 
 
 def dataset(times: Iterator[float], path: Path) -> Iterator[Planned]:
@@ -72,86 +67,23 @@ def dataset(times: Iterator[float], path: Path) -> Iterator[Planned]:
             limit = row.get("max_tokens")
             if limit is not None and (type(limit) is not int or limit < 1):
                 raise WorkloadInvalid(f"{path}:{number}: max_tokens is a whole number above zero")
-            yield Planned(next(times), output_tokens=limit, messages=messages)
+            yield Planned(TraceRequest(next(times), ALL, 0, 0, limit), messages)
 
 
-def trace(path: Path, *, rate: float | None = None) -> Iterator[Planned]:
-    """A recorded day: CSV `t_s,tenant,in_tokens,out_tokens`, or JSONL `{"t", "in", "out", "h"?}`; .gz too.
-
-    `rate`: time is stretched so that it comes to as many requests a second on average; bursts stay bursts.
-    """
-    factor = 1.0
-    if rate is not None:
-        recorded = _mean_rate(path)
-        factor = recorded / rate
-    start: float | None = None
-    last = 0.0
-    for number, planned in _rows(path):
-        start = planned.at if start is None else start
-        at = (planned.at - start) * factor
-        if at < last:
-            raise WorkloadInvalid(f"{path}:{number}: time goes backwards")
-        last = at
-        yield Planned(
-            at, planned.output_tokens, planned.input_tokens, blocks=planned.blocks, tenant=planned.tenant
-        )
-
-
-def times_of(kind: Arrivals, rate: float, seed: int) -> Iterator[float]:
-    return arrivals(kind, rate, seed)
+def trace(requests: Iterable[TraceRequest], *, rate: float | None = None) -> Iterator[Planned]:
+    """A recorded day. `rate`: time is stretched so that it comes to as many requests a second on average;
+    bursts stay bursts."""
+    recorded = list(requests)
+    for request in recorded if rate is None else compressed(recorded, rate):
+        yield Planned(request)
 
 
 def bounded(plan: Iterator[Planned], *, requests: int, seconds: float | None) -> Iterator[Planned]:
     """At most `requests`, all sent within `seconds`."""
     first = itertools.islice(plan, requests)
-    return first if seconds is None else itertools.takewhile(lambda planned: planned.at <= seconds, first)
-
-
-def open_text(path: Path) -> TextIO:
-    """A file as UTF-8 text, unpacked if its name ends in .gz. Raises OSError."""
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8", newline="")  # the caller closes
-    return path.open(encoding="utf-8", newline="")
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Planned]]:
-    with open_text(path) as lines:
-        if ".jsonl" in path.suffixes:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    row = _object(path, number, line)
-                    yield number, _planned(path, number, row, "t", "in", "out")
-            return
-        reader = csv.DictReader(lines)
-        wanted = {"t_s", "tenant", "in_tokens", "out_tokens"}
-        if not wanted <= set(reader.fieldnames or ()):
-            raise WorkloadInvalid(f"{path}:1: columns are {', '.join(sorted(wanted))}")
-        for record in reader:
-            yield reader.line_num, _planned(path, reader.line_num, record, "t_s", "in_tokens", "out_tokens")
-
-
-def _planned(path: Path, number: int, row: dict[str, Any], at: str, prompt: str, output: str) -> Planned:
-    try:
-        return Planned(
-            float(row[at]),
-            output_tokens=max(1, int(row[output])),
-            input_tokens=max(1, int(row[prompt])),
-            blocks=tuple(int(block) for block in row.get("h") or ()),
-            tenant=row.get("tenant"),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise WorkloadInvalid(f"{path}:{number}: {type(error).__name__}: {error}") from None
-
-
-def _mean_rate(path: Path) -> float:
-    count, first, last = 0, 0.0, 0.0
-    for _, planned in _rows(path):
-        first = planned.at if count == 0 else first
-        last = planned.at
-        count += 1
-    if count < 2 or last <= first:
-        raise WorkloadInvalid(f"{path}: too short to have a rate")
-    return (count - 1) / (last - first)
+    if seconds is None:
+        return first
+    return itertools.takewhile(lambda planned: planned.request.at <= seconds, first)
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:

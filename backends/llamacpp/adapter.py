@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from backends.answers import as_count, get, items_of, json_body
-from backends.contract import Answers, GenerateRequest, Health, HttpRequest, Load, Metadata, Unsupported
+from backends.contract import Answers, GenerateRequest, Health, HttpRequest, Load, Lora, Metadata, Unsupported
 from backends.llamacpp import load, metadata, wire
 from backends.openai_adapter import OpenAiDialectAdapter, ask
 
@@ -26,10 +26,14 @@ class LlamacppAdapter(OpenAiDialectAdapter):
     """llama.cpp's server. Notices a closed connection between two results."""
 
     kind = "llamacpp"
+    reuses_prefixes = True  # by slot: a request gets the slot that begins most alike
     metadata_paths = metadata.PATHS
 
     def __init__(self, options: LlamacppOptions | None = None) -> None:
         self._options = options or LlamacppOptions()
+
+    def lora_fault(self, lora: Lora) -> str | None:
+        return wire.lora_fault(lora)
 
     def unsupported(self, request: GenerateRequest) -> Unsupported | None:
         return wire.unsupported(request)

@@ -3,13 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from backends.answers import get
-from backends.contract import Answers, GenerateRequest, HttpRequest, Load, Metadata, Unsupported
+from backends.contract import Answers, Decoder, GenerateRequest, HttpRequest, Load, Metadata, Unsupported
 from backends.openai_adapter import OpenAiDialectAdapter, ask
-from backends.options import NoOptions
+from backends.openai_dialect import OpenAiDecoder, choices_asked
 from backends.sglang import load, metadata, wire
 
-__all__ = ["SglangAdapter"]
+__all__ = ["SglangAdapter", "SglangOptions"]
+
+
+class SglangOptions(msgspec.Struct, frozen=True):
+    """How the server was started."""
+
+    low_priority_values_first: bool = False
+    """Started with --schedule-low-priority-values-first."""
 
 
 class SglangAdapter(OpenAiDialectAdapter):
@@ -18,15 +27,20 @@ class SglangAdapter(OpenAiDialectAdapter):
 
     kind = "sglang"
     metadata_paths = metadata.PATHS
+    reuses_prefixes = True
+    takes_priority = True
 
-    def __init__(self, options: NoOptions | None = None) -> None:
-        pass
+    def __init__(self, options: SglangOptions | None = None) -> None:
+        self._options = options or SglangOptions()
 
     def unsupported(self, request: GenerateRequest) -> Unsupported | None:
         return wire.unsupported(request)
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
-        return wire.encode(request)
+        return wire.encode(request, low_first=self._options.low_priority_values_first)
+
+    def decoder(self, request: GenerateRequest) -> Decoder:
+        return OpenAiDecoder(choices_asked(request), wire.classify)
 
     def read_metadata(self, answers: Answers) -> Metadata:
         return metadata.read_metadata(answers)

@@ -3,12 +3,21 @@
 Overload inside a stream comes with status 200 and an error event whose `code` says 503. Some of its fields
 are not for clients: they choose adapters past the model's name, run code, or name other hosts
 (python/sglang/srt/entrypoints/openai/protocol.py).
+
+A `priority` counts where the server was started with `--enable-priority-scheduling`: the higher goes first,
+or the lower with `--schedule-low-priority-values-first` (managers/schedule_policy.py); else it is ignored, or
+with `--abort-on-priority-when-disabled` answered with a 503. A LoRA adapter is named by `lora_path`, beside
+the base model.
 """
 
-from backends.contract import GenerateRequest, HttpRequest, Unsupported
+from typing import Any
+
+from backends.contract import ErrorKind, GenerateRequest, HttpRequest, Priority, Unsupported
+from backends.decoding import EngineWords
+from backends.openai_dialect import classify as classify_openai
 from backends.openai_dialect import openai_request, without
 
-__all__ = ["encode", "unsupported"]
+__all__ = ["classify", "encode", "priority", "unsupported"]
 
 _NOT_FORWARDED = frozenset({
     "priority", "rid", "data_parallel_rank", "routed_dp_rank", "disagg_prefill_dp_rank",
@@ -31,7 +40,25 @@ def unsupported(request: GenerateRequest) -> Unsupported | None:
     return None
 
 
-def encode(request: GenerateRequest) -> HttpRequest:
-    """Our id travels as `rid`, which names the request in its logs and to /abort_request."""
-    parameters = {**without(request.parameters, _NOT_FORWARDED), "rid": request.request_id}
+def encode(request: GenerateRequest, *, low_first: bool = False) -> HttpRequest:
+    """Our id travels as `rid`, which names the request in its logs and to /abort_request. `low_first`: as the
+    server orders priorities."""
+    parameters: dict[str, Any] = without(request.parameters, _NOT_FORWARDED)
+    parameters["rid"] = request.request_id
+    if request.lora is not None:
+        parameters |= {"model": request.model, "lora_path": request.lora.name}
+    if request.priority is not None:
+        parameters["priority"] = priority(request.priority, low_first=low_first)
     return openai_request(request, parameters)
+
+
+def priority(asked: Priority, *, low_first: bool = False) -> int:
+    """Interactive 20,000, standard 10,000, batch 0, or the other way round, and the client's own on top."""
+    return (2 - asked.level if low_first else asked.level) * 10_000 + asked.own
+
+
+def classify(status: int | None, words: EngineWords) -> ErrorKind:
+    """OpenAI's error table; the 503 of a server that takes no priorities is no overload."""
+    if "using priority is disabled" in words.message.lower():
+        return ErrorKind.ENGINE
+    return classify_openai(status, words)

@@ -225,8 +225,11 @@ class Engine:
 
     # ------------------------------------------------------------------------------------ requests
 
-    def submit(self, now: float, sequence: Hashable, prompt_tokens: int, max_tokens: int) -> None:
+    def submit(
+        self, now: float, sequence: Hashable, prompt_tokens: int, max_tokens: int, cached_tokens: int = 0
+    ) -> None:
         """Put a sequence at the end of the queue. `n` answers to one prompt are `n` sequences.
+        `cached_tokens` of the prompt need no computing (at most all but one).
 
         The output has exactly `max_tokens` tokens unless `finish` or `cancel` comes first: what is said,
         and so where it ends, is the caller's to know. Raises CapacityError, or ValueError for an id in use
@@ -240,7 +243,13 @@ class Engine:
             raise CapacityError(
                 f"{prompt_tokens} + {max_tokens} tokens exceed the cache of {self.profile.kv_tokens}"
             )
-        self._waiting[sequence] = _Sequence(sequence, prompt_tokens, max_tokens, target=prompt_tokens)
+        self._waiting[sequence] = _Sequence(
+            sequence,
+            prompt_tokens,
+            max_tokens,
+            target=prompt_tokens,
+            computed=min(cached_tokens, prompt_tokens - 1),
+        )
         self._submitted += 1
 
     def finish(self, now: float, sequence: Hashable) -> bool:

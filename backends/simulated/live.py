@@ -8,8 +8,8 @@ one should have ended, so that a coarse clock does not slow the engine down, unl
 
 import asyncio
 import itertools
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -54,6 +54,8 @@ class _Voice:
     transcript: Transcript
     stop_ids: frozenset[int]
     ignore_eos: bool
+    prompt: Sequence[int]
+    salt: object
     said: int = 0
 
 
@@ -67,6 +69,8 @@ class Output:
     _open: set[int] = field(default_factory=set)
     produced: int = 0
     """Tokens said, over all choices."""
+    cached: int = 0
+    """Prompt tokens that needed no computing, over all sequences."""
     on_token: Callable[[], None] | None = None
     """Called when a token was made for this request, whether or not anyone reads it."""
 
@@ -104,11 +108,54 @@ class Output:
         return any(dropped)
 
 
+class PrefixBlocks:
+    """What an engine keeps of past prompts: blocks of tokens; the longest unused go first."""
+
+    TOKENS = 16
+
+    def __init__(self, tokens: int) -> None:
+        self._most = tokens // self.TOKENS
+        self._blocks: OrderedDict[int, None] = OrderedDict()
+
+    def hit(self, prompt: Sequence[int], salt: object) -> int:
+        """Tokens of the leading blocks that are there."""
+        known = 0
+        for block in self._chain(prompt, salt):
+            if block not in self._blocks:
+                break
+            known += 1
+        return known * self.TOKENS
+
+    def add(self, prompt: Sequence[int], salt: object) -> None:
+        if not self._most:
+            return
+        for block in reversed(list(self._chain(prompt, salt))):  # the ends of prompts are the first to go
+            self._blocks[block] = None
+            self._blocks.move_to_end(block)
+        while len(self._blocks) > self._most:
+            self._blocks.popitem(last=False)
+
+    def _chain(self, prompt: Sequence[int], salt: object) -> Iterator[int]:
+        running = hash(salt)
+        for start in range(0, len(prompt) - self.TOKENS + 1, self.TOKENS):
+            running = hash((running, *prompt[start : start + self.TOKENS]))
+            yield running
+
+
 class LiveEngine:
     """One engine in real time. Use it from one event loop, and `close` it."""
 
-    def __init__(self, profile: EngineProfile, speaker: Speaker, on_step: Callable[[Step], None]) -> None:
+    def __init__(
+        self,
+        profile: EngineProfile,
+        speaker: Speaker,
+        on_step: Callable[[Step], None],
+        *,
+        prefix_cache: int = 0,
+    ) -> None:
+        """`prefix_cache`: tokens of past prompts that it keeps."""
         self.model = Engine(profile)
+        self.prefixes = PrefixBlocks(prefix_cache)
         self._speaker = speaker
         self._on_step = on_step
         self._loop = asyncio.get_running_loop()
@@ -135,11 +182,15 @@ class LiveEngine:
         stop: Sequence[str] = (),
         stop_ids: frozenset[int] = frozenset(),
         ignore_eos: bool = False,
+        salt: object = None,
     ) -> None:
         """Queue one more answer. `choice` is its index in the response, `variant` tells several answers to
-        the same prompt apart. Raises CapacityError, or ValueError for an empty prompt."""
+        the same prompt apart; prompts of different `salt` share no cache. Raises CapacityError, or
+        ValueError for an empty prompt."""
         sequence = next(self._ids)
-        self.model.submit(self._loop.time(), sequence, len(prompt), max_tokens)
+        cached = min(self.prefixes.hit(prompt, salt), len(prompt) - 1)
+        self.model.submit(self._loop.time(), sequence, len(prompt), max_tokens, cached)
+        output.cached += cached
         self._voices[sequence] = _Voice(
             id=sequence,
             output=output,
@@ -149,6 +200,8 @@ class LiveEngine:
             transcript=Transcript(self._speaker.tokenizer, stop),
             stop_ids=stop_ids,
             ignore_eos=ignore_eos,
+            prompt=prompt,
+            salt=salt,
         )
         output._open.add(sequence)
         if self._timer is None:
@@ -191,6 +244,8 @@ class LiveEngine:
     def _speak(self, voice: _Voice) -> None:
         token_id = voice.speech.next(may_end=not voice.ignore_eos)
         voice.said += 1
+        if voice.said == 1:
+            self.prefixes.add(voice.prompt, voice.salt)
         full = voice.said == voice.max_tokens
         is_eos = token_id == self._speaker.tokenizer.eos_id
         text, visible = voice.transcript.add(token_id, last=full or is_eos)

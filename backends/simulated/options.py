@@ -65,5 +65,22 @@ class ServerOptions:
     """sglang, llamacpp, and trtllm's `/prometheus/metrics`: whether it was started with metrics."""
     loading_s: float = 0.0
     """sglang, llamacpp: so many seconds after its start it is not ready and says so."""
+    sleeps: bool = False
+    """vllm: whether it was started with its sleep mode, and the routes for it; triton: whether models are
+    loaded and unloaded by request (`--model-control-mode=explicit`)."""
+    asleep: bool = False
+    """It `sleeps`, and does so when it starts."""
+    wake_s: float = 0.0
+    """Seconds that it takes to wake, or to load a model."""
+    prefix_cache: int = 0
+    """Tokens of past prompts that it keeps for prompts that begin alike; 0: none."""
+    tells_cached: bool = False
+    """vllm, sglang: whether its usage tells what of a prompt was cached (`--enable-prompt-tokens-details`,
+    `--enable-cache-report`); trtllm and llamacpp do, the others do not."""
+    adapters: tuple[str, ...] = ()
+    """Its LoRA adapters: known by name, or (llamacpp, trtllm, triton) by their place here, from 0. Each
+    speaks differently."""
+    priorities: bool = False
+    """vllm: whether it was started with `--scheduling-policy priority`; else a priority is an error."""
     version: str | None = None
     """What the version endpoint says, where there is one; None: the release that was read for the dialect."""

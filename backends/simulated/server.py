@@ -102,7 +102,9 @@ class SimulatedServer:
         )
         self.steps: deque[Step] = deque(maxlen=1024)
         """Recent steps that no statistics endpoint has reported yet."""
-        self.live = LiveEngine(engine_profile, speaker, self.steps.append)
+        self.live = LiveEngine(
+            engine_profile, speaker, self.steps.append, prefix_cache=self.options.prefix_cache
+        )
         self.started_at = self._loop.time()
         self.dialect: Dialect = DIALECTS[kind](self)
         self.faults = FaultPlan()

@@ -13,11 +13,13 @@ from backends.contract import (
     Health,
     HttpRequest,
     Load,
+    Lora,
     Metadata,
     RelayMode,
+    SleepControl,
     Unsupported,
 )
-from backends.openai_adapter import ask
+from backends.openai_adapter import ask, named_only
 from backends.tgi import load, messages, metadata, wire
 
 __all__ = ["TgiAdapter", "TgiOptions"]
@@ -49,13 +51,21 @@ class TgiAdapter:
     kind = "tgi"
     adds_bos = True
     canonical = False
+    reuses_prefixes = True  # since 3.0
+    takes_priority = False
     load_port: int | None = None
+    sleep: SleepControl | None = None
 
     def __init__(self, options: TgiOptions | None = None) -> None:
         self._options = options or TgiOptions()
         self._is_native = self._options.api == "native"
         self.applies_template = not self._is_native
         self.relay: RelayMode = "translated" if self._is_native else "patched"
+
+    def lora_fault(self, lora: Lora) -> str | None:
+        """Named in `adapter_id`, or as the model of its Messages API. An unknown name is the base model, and
+        nothing says so."""
+        return named_only(lora)
 
     def unsupported(self, request: GenerateRequest) -> Unsupported | None:
         refusal = wire.unsupported if self._is_native else messages.unsupported

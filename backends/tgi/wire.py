@@ -114,8 +114,8 @@ def encode(request: GenerateRequest) -> HttpRequest:
         parameters["stop"] = stops
     if (constraint := grammar(request.parameters.get("response_format"))) is not None:
         parameters["grammar"] = constraint
-    if request.model != BASE_MODEL:
-        parameters["adapter_id"] = request.model
+    if (adapter := request.model if request.lora is None else request.lora.name) != BASE_MODEL:
+        parameters["adapter_id"] = adapter
     body = {"inputs": plain_text(request), "parameters": parameters}
     path = "/generate_stream" if request.stream else "/generate"
     return HttpRequest("POST", path, json_headers(request), msgspec.json.encode(body))

@@ -13,11 +13,14 @@ from backends.contract import (
     Health,
     HttpRequest,
     Load,
+    Lora,
     Metadata,
     RelayMode,
+    SleepControl,
     Unsupported,
 )
 from backends.triton import llmapi, load, metadata, wire
+from backends.triton.sleeping import TritonSleep
 
 __all__ = ["TritonAdapter", "TritonOptions"]
 
@@ -46,12 +49,27 @@ class TritonAdapter:
     applies_template = False
     relay: RelayMode = "translated"
     canonical = False
+    takes_priority = False  # its queue knows priorities, the generate routes and these models do not
+    sleep: SleepControl | None = TritonSleep()
 
     def __init__(self, options: TritonOptions | None = None) -> None:
         self._options = options or TritonOptions()
         self._is_llmapi = self._options.vocabulary == "llmapi"
+        self.reuses_prefixes = self._is_llmapi  # the classic models do with enable_kv_cache_reuse
         self.adds_bos = self._options.add_special_tokens
         self.load_port: int | None = self._options.metrics_port
+
+    def lora_fault(self, lora: Lora) -> str | None:
+        """A number for the classic models, which have its weights from their prefetch directory or an earlier
+        request of somebody else's; for llmapi (newer) all three."""
+        if lora.scale != 1.0:
+            return "has no scale of its own in this engine"
+        if self._is_llmapi:
+            complete = lora.id is not None and lora.path is not None
+            return None if complete else "needs an id and a path for this engine"
+        if lora.path is not None:
+            return "is loaded from the engine's lora_prefetch_dir: no path"
+        return "needs an id for this engine" if lora.id is None else None
 
     def unsupported(self, request: GenerateRequest) -> Unsupported | None:
         if self._is_llmapi:

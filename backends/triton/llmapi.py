@@ -70,6 +70,8 @@ def encode(request: GenerateRequest) -> HttpRequest:
     elif "top_p" not in given and given.get("top_k", 0) != 1:
         given["top_p"] = 1.0  # with neither top_k nor top_p, TensorRT-LLM is greedy
     tensors |= {f"sampling_param_{name}": value for name, value in given.items()}
+    if (lora := request.lora) is not None:
+        tensors |= {"lora_id": lora.id, "lora_name": lora.name, "lora_path": lora.path}
     if stops := [stop for stop in request.stop if stop]:
         tensors["sampling_param_stop"] = stops
     return generate_request(request, tensors, stream=request.stream)

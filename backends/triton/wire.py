@@ -113,6 +113,8 @@ def encode(request: GenerateRequest, *, guided_decoding: bool) -> HttpRequest:
         tensors["top_p"] = 1.0
     if stops := [stop for stop in request.stop if stop]:
         tensors["stop_words"] = stops
+    if request.lora is not None:
+        tensors["lora_task_id"] = request.lora.id
     if guided_decoding and (guide := _guide(request.parameters.get("response_format"))):
         tensors.update(guide)
     return generate_request(request, tensors, stream=request.stream)

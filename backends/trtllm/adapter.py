@@ -13,6 +13,7 @@ from backends.contract import (
     Health,
     HttpRequest,
     Load,
+    Lora,
     Metadata,
     Unsupported,
 )
@@ -35,10 +36,15 @@ class TrtllmAdapter(OpenAiDialectAdapter):
 
     kind = "trtllm"
     canonical = False  # chunk ids change in a stream, and finish reasons may be its own words
+    reuses_prefixes = True
+    takes_priority = True
     metadata_paths = metadata.PATHS
 
     def __init__(self, options: TrtllmOptions | None = None) -> None:
         self._options = options or TrtllmOptions()
+
+    def lora_fault(self, lora: Lora) -> str | None:
+        return wire.lora_fault(lora)
 
     def unsupported(self, request: GenerateRequest) -> Unsupported | None:
         return wire.unsupported(request)

@@ -7,17 +7,25 @@ without them, and an absent key means the same.
 Its errors prove little. Everything raised in a handler becomes a 400 (openai_server.py,
 `create_error_response`), so a broken engine looks like a bad request. A 400 counts as the client's fault only
 where its words speak of a value in the request; anything else counts as the engine's.
+
+A LoRA adapter is an object, `lora_request`, whose id is the key of the engine's cache and whose path must lie
+on the engine's own disk; the model's name chooses none. A `priority` is a number from 0 to 1, higher first,
+0.5 where none is given; newer builds only, and it counts with a `waiting_queue_policy` of `priority`
+(tensorrt_llm/llmapi/llm_args.py).
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from backends.contract import ErrorKind, GenerateRequest, HttpRequest, Unsupported
+from backends.contract import ErrorKind, GenerateRequest, HttpRequest, Lora, Priority, Unsupported
 from backends.decoding import EngineWords, kind_of_status, says_too_long
 from backends.openai_dialect import OpenAiDecoder, choices_asked, openai_request
 
-__all__ = ["CHAT_PARAMETERS", "COMPLETIONS_PARAMETERS", "classify", "decoder", "encode", "unsupported"]
+__all__ = [
+    "CHAT_PARAMETERS", "COMPLETIONS_PARAMETERS", "classify", "decoder", "encode", "lora_fault", "priority",
+    "unsupported",
+]  # fmt: skip
 
 _BOTH = frozenset({
     # OpenAI's
@@ -59,7 +67,28 @@ def unsupported(request: GenerateRequest) -> Unsupported | None:
 
 def encode(request: GenerateRequest) -> HttpRequest:
     allowed = COMPLETIONS_PARAMETERS if request.messages is None else CHAT_PARAMETERS
-    return openai_request(request, _only(request.parameters, allowed))
+    parameters = _only(request.parameters, allowed)
+    if request.lora is not None:
+        parameters["model"] = request.model
+        parameters["lora_request"] = {
+            "lora_name": request.lora.name,
+            "lora_int_id": request.lora.id,
+            "lora_path": request.lora.path,
+        }
+    if request.priority is not None:
+        parameters["priority"] = priority(request.priority)
+    return openai_request(request, parameters)
+
+
+def lora_fault(lora: Lora) -> str | None:
+    if lora.scale != 1.0:
+        return "has no scale of its own in this engine"
+    return "needs an id and a path for this engine" if lora.id is None or lora.path is None else None
+
+
+def priority(asked: Priority) -> float:
+    """Batch 1/6, standard 1/2, interactive 5/6, and the client's own within its third."""
+    return round((asked.level + 0.5 + asked.own / 2002) / 3, 6)
 
 
 def _only(parameters: Mapping[str, Any], allowed: frozenset[str]) -> dict[str, Any]:

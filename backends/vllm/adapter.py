@@ -4,10 +4,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backends.answers import get
-from backends.contract import Answers, GenerateRequest, Health, HttpRequest, Load, Metadata, Unsupported
+from backends.contract import (
+    Answers,
+    Decoder,
+    GenerateRequest,
+    Health,
+    HttpRequest,
+    Load,
+    Metadata,
+    SleepControl,
+    Unsupported,
+)
 from backends.openai_adapter import OpenAiDialectAdapter, ask
+from backends.openai_dialect import OpenAiDecoder, choices_asked
 from backends.options import NoOptions
 from backends.vllm import load, metadata, wire
+from backends.vllm.sleeping import VllmSleep
 
 __all__ = ["VllmAdapter"]
 
@@ -16,7 +28,10 @@ class VllmAdapter(OpenAiDialectAdapter):
     """vLLM's OpenAI server. Notices a closed connection at once."""
 
     kind = "vllm"
+    sleep: SleepControl | None = VllmSleep()
     metadata_paths = metadata.PATHS
+    reuses_prefixes = True
+    takes_priority = True
 
     def __init__(self, options: NoOptions | None = None) -> None:
         pass
@@ -26,6 +41,9 @@ class VllmAdapter(OpenAiDialectAdapter):
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
         return wire.encode(request)
+
+    def decoder(self, request: GenerateRequest) -> Decoder:
+        return OpenAiDecoder(choices_asked(request), wire.classify)
 
     def health_request(self) -> HttpRequest:
         return get("/health")

@@ -13,12 +13,15 @@ from gateway.api.receiving import check_media_type, read_body
 from gateway.call import Dialect
 from gateway.config.snapshot import ANONYMOUS, Pool, Tenant
 from gateway.errors import BadRequest
+from gateway.planning.shares import lopsided, parts_of
 from gateway.routing.explaining import explain
 from gateway.routing.router import choose_route
 from gateway.runtime import Runtime
 from gateway.telemetry.records import RecordBook
 from gateway.tenants.authentication import Authenticator
 
+ENOUGH = 100
+"""Requests in ten minutes from which on shares of work mean something."""
 MOST_WAITING = 1000
 """Rows of a pool's line."""
 
@@ -64,18 +67,22 @@ class AdminHandlers:
         return {
             "config": runtime.snapshot.hash,
             "pools": [self._pool(runtime, pool) for pool in runtime.snapshot.pools.values()],
+            "warnings": warnings_of(runtime),
         }
 
     async def queues(self, scope: Scope, receive: Receive) -> Any:
-        """Who waits where; long lines are cut off at MOST_WAITING."""
+        """Who waits where, and which steps of a brown-out are on; long lines are cut off at MOST_WAITING."""
+        runtime = self._runtime()
+        ladders = [asdict(row) for row in runtime.pipeline.brownout.rows()]
         return {
             "queues": [
                 {
                     "pool": name,
                     **asdict(queue.statistics()),
+                    "overload": [row for row in ladders if row["pool"] == name],
                     "line": [asdict(waiting) for waiting in queue.line(MOST_WAITING)],
                 }
-                for name, queue in self._runtime().queues.items()
+                for name, queue in runtime.queues.items()
             ]
         }
 
@@ -120,14 +127,56 @@ class AdminHandlers:
             "relay": pool.relay,
             "upstream_stream": pool.upstream_stream,
             "state": pool.state,
+            "activation": None
+            if (sleeper := runtime.sleepers.get(pool.name)) is None
+            else asdict(sleeper.statistics()),
             "serves": dict(pool.serves),
+            "adapters": {name: lora.name for name, lora in pool.loras.items()},
+            "engine_priority": pool.engine_priority,
+            "prefixes": {
+                "tokens": pool.policy.prefix_tokens,
+                "shared": pool.share_prefixes,
+                "remembered": len(queue.scheduler.prefixes),
+                "trust": {
+                    ledger.replica.id: round(queue.scheduler.prefixes.trust(ledger.replica.id), 3)
+                    for ledger in queue.ledgers
+                },
+            },
             "limits": asdict(pool.limits),
             "configured_limits": asdict(queue.pool.limits),
             "labels": dict(pool.labels),
+            "lends_to": list(pool.lends_to),
             "slo": asdict(pool.slo),
+            "class_slos": {priority.name: asdict(slo) for priority, slo in pool.class_slos.items()},
+            "attained": [
+                {
+                    "class": row.priority_class,
+                    "objective": row.objective,
+                    "requests": row.requests,
+                    "share": round(row.share, 4),
+                }
+                for row in runtime.pipeline.metrics.attainment.rows()
+                if row.pool == pool.name
+            ],
+            "share": share_of(runtime, pool.name),
             "queue": asdict(queue.statistics()),
             "replicas": [asdict(ledger.statistics()) for ledger in queue.ledgers],
         }
+
+
+def share_of(runtime: Runtime, pool: str) -> dict[str, float] | None:
+    """The pool's parts of the work of ten minutes and of the capacity; None where no work came."""
+    for part in parts_of(runtime.shares()):
+        if part.pool == pool:
+            return {"work": round(part.work, 4), "capacity": round(part.capacity, 4)}
+    return None
+
+
+def warnings_of(runtime: Runtime) -> list[str]:
+    """Pools that have much more of the work than of the capacity, or less. A few requests say nothing."""
+    if sum(queue.demand()[0] for queue in runtime.queues.values()) < ENOUGH:
+        return []
+    return [str(each) for each in lopsided(runtime.shares())]
 
 
 async def explain_request(runtime: Runtime, asked: Mapping[str, Any], now: float) -> dict[str, Any]:
@@ -154,7 +203,17 @@ async def explain_request(runtime: Runtime, asked: Mapping[str, Any], now: float
     )
     pipeline = runtime.pipeline
     estimate = pipeline.explained(call, await pipeline.estimate(call))
-    return explain(call, choose_route(runtime.snapshot, call, estimate), runtime.queues)
+    route = choose_route(runtime.snapshot, call, estimate)
+    lesser = pipeline.brownout.degrade(runtime.snapshot, call, route)
+    rows = pipeline.brownout.rows_for(runtime.snapshot, call, route)
+    if lesser is not None:
+        call, route = lesser.call, lesser.route
+    told = explain(call, route, runtime.queues, runtime.sleepers)
+    return {
+        **told,
+        "degraded": None if lesser is None else str(lesser),
+        "overload": [asdict(row) for row in rows],
+    }
 
 
 def _tenant(runtime: Runtime, name: object) -> Tenant:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gateway.activation.sleeping import Sleeper
 from gateway.admin.endpoints import Answer
 from gateway.api.asgi import Receive, Scope
 from gateway.api.errors import error_body
@@ -110,6 +111,40 @@ class ReplicaHandlers:
             if ledger.replica.id == name:
                 return pool, ledger
         raise NotFound(f"There is no replica {name[:100]!r}.")
+
+
+class PoolHandlers:
+    """Waking pools, and putting them to sleep."""
+
+    def __init__(self, state: LiveState, runtime: Callable[[], Runtime]) -> None:
+        self._state = state
+        self._runtime = runtime
+
+    async def wake(self, scope: Scope, receive: Receive) -> Any:
+        """Begins a wake, also right after one that failed; ask again to see how it goes."""
+        name, sleeper = self._find(scope)
+        sleeper.wake()
+        return await self._noted(scope, "pools.wake", name, sleeper)
+
+    async def cool(self, scope: Scope, receive: Receive) -> Any:
+        name, sleeper = self._find(scope)
+        sleeper.cool()
+        return await self._noted(scope, "pools.cool", name, sleeper)
+
+    async def _noted(self, scope: Scope, action: str, name: str, sleeper: Sleeper) -> Answer:
+        statistics = sleeper.statistics()
+        await asyncio.to_thread(self._state.store.note, action, name, at=time.time(), who=_who(scope))
+        under_way = statistics.state in ("waking", "cooling")
+        return Answer(202 if under_way else 200, {"pool": name, **asdict(statistics)})
+
+    def _find(self, scope: Scope) -> tuple[str, Sleeper]:
+        name, runtime = scope["path_params"]["name"], self._runtime()
+        if name not in runtime.snapshot.pools:
+            raise NotFound(f"There is no pool {name[:100]!r}.")
+        sleeper = runtime.sleepers.get(name)
+        if sleeper is None:
+            raise Conflict(f"Nothing wakes pool {name}: it has no `wake`.")
+        return name, sleeper
 
 
 class ConfigHandlers:

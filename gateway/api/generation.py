@@ -8,11 +8,14 @@ from gateway.api.deadlines import patience_of
 from gateway.api.reading import decode_body, read_call
 from gateway.api.receiving import DisconnectWatch, check_media_type, read_body
 from gateway.api.replies import StreamReply, WholeReply
+from gateway.api.sessions import session_of
 from gateway.call import Dialect
-from gateway.errors import Unavailable
+from gateway.errors import BadRequest, Unavailable
 from gateway.runtime import Runtime
 from gateway.telemetry.records import RequestRecord
 from gateway.tenants.authentication import Authenticator
+
+DEGRADE_HEADER = b"x-headgate-degrade"
 
 LARGE_BODY = 64 * 1024
 """Bytes of a body of which each step (decoded, read, weighed) may take the event loop some milliseconds."""
@@ -49,6 +52,7 @@ class GenerationEndpoint:
             raise Unavailable("The gateway is shutting down.", reason="draining")
         check_media_type(scope)
         patience = patience_of(scope)
+        less = takes_less(scope)
         body = await read_body(scope, receive, runtime.snapshot.server.max_body)
         received = self._clock()
         traceparent = header(scope, b"traceparent")
@@ -64,6 +68,9 @@ class GenerationEndpoint:
             received=received,
             deadline=None if patience is None else received + patience,
             traceparent=traceparent.decode("latin-1") if traceparent is not None else None,
+            degradable=less and (key is None or key.degrade),
+            size=len(body),
+            session_id=session_of(scope),
         )
         await _let_others(body)
         record.received = received
@@ -88,6 +95,16 @@ class GenerationEndpoint:
                 record.finish("failed")
                 async with asyncio.timeout(1):
                     await reply.fail(error)
+
+
+def takes_less(scope: Scope) -> bool:
+    """Whether the client would rather have a lesser answer than wait or be refused: `x-headgate-degrade: no`
+    says that it would not. Raises BadRequest for another word than `yes` or `no`."""
+    said = (header(scope, DEGRADE_HEADER) or b"yes").strip().lower()
+    if said not in (b"yes", b"no"):
+        name = DEGRADE_HEADER.decode()
+        raise BadRequest(f"{name} is `yes` or `no`.", param=name)
+    return said == b"yes"
 
 
 async def _let_others(body: bytes) -> None:

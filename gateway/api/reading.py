@@ -64,7 +64,7 @@ TIER_CLASSES: Mapping[str, PriorityClass] = {
 
 def decode_body(body: bytes) -> dict[str, Any]:
     """The body as a JSON object, or BadRequest."""
-    if body.count(b"{") + body.count(b"[") > MAX_CONTAINERS:
+    if len(body) > MAX_CONTAINERS and body.count(b"{") + body.count(b"[") > MAX_CONTAINERS:
         raise BadRequest(f"The body has more than {MAX_CONTAINERS} objects and lists.")
     try:
         value = _decode(body)
@@ -102,6 +102,9 @@ def read_call(
     received: float,
     deadline: float | None = None,
     traceparent: str | None = None,
+    degradable: bool = True,
+    size: int = 0,
+    session_id: str | None = None,
 ) -> Call:
     """A checked, frozen Call. Raises BadRequest or ModelNotFound."""
     for field in body:
@@ -125,8 +128,6 @@ def read_call(
     choices = _checked(given, "n", _integers(1, MAX_CHOICES), default=1)
     if parameters.get("best_of", choices) < choices:
         raise BadRequest(f"'best_of' must be at least 'n', which is {choices}.", param="best_of")
-    if "priority" in given:
-        _integer(given["priority"], "priority", -1000, 1000)
     request = GenerateRequest(
         request_id=call_id,
         model="",
@@ -152,6 +153,10 @@ def read_call(
         received=received,
         deadline=deadline,
         traceparent=traceparent,
+        degradable=degradable and tenant.degrade,
+        size=size,
+        session_id=session_id,
+        asked_priority=_checked(given, "priority", _integers(-1000, 1000), default=0),
     )
 
 

@@ -85,7 +85,9 @@ class DisconnectWatch:
     ) -> None:
         self._armed = False
         self._watcher.cancel()
-        await asyncio.wait((self._watcher,), timeout=1)
+        await asyncio.sleep(0)  # where it ends, unless a server holds its cancellation back
+        if not self._watcher.done():
+            await asyncio.wait((self._watcher,), timeout=1)
         if not self.gone or self._task.uncancel() > self._cancelling:
             return  # nobody left, or somebody else wants this task to end too
         if kind is not None and issubclass(kind, asyncio.CancelledError):

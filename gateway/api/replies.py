@@ -6,13 +6,13 @@ take a clean end for success.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from backends.contract import Delta, Done, Event, Usage
 from gateway.answer import Answer
 from gateway.api.asgi import Scope, Send, send_body
-from gateway.api.errors import error_body
+from gateway.api.errors import error_body, error_headers
 from gateway.api.receiving import DisconnectWatch
 from gateway.api.rendering import DONE, StreamRenderer, WholeRenderer, event_of, usage_of
 from gateway.call import Call
@@ -33,6 +33,7 @@ class _Reply:
         clock: Callable[[], float],
     ) -> None:
         self.started = False
+        self.answered = False
         self._call = call
         self._record = record
         self._scope = scope
@@ -66,8 +67,20 @@ class _Reply:
         return usage_of(prompt, answer.completion_tokens, answer.cached_tokens)
 
 
+EARLY = frozenset({b"x-headgate-rule", b"x-headgate-prompt-tokens", b"x-headgate-prompt-count"})
+"""What holds whoever answers. `x-ratelimit-*` does too."""
+
+
+def _late(header: bytes) -> bool:
+    """Whether a header is not known before somebody answers."""
+    return header.startswith(b"x-headgate-") and header not in EARLY
+
+
 class StreamReply(_Reply):
     """An answer as server-sent events."""
+
+    _owed = False
+    """The status line left before it was known who answers: some headers have still to be told."""
 
     def begin(self, answer: Answer) -> None:
         self._begin(answer)
@@ -88,10 +101,27 @@ class StreamReply(_Reply):
             if cut or not self._raw:
                 chunks += self._renderer.usage(self.usage())
             chunks += DONE
+        self.answered = self.answered or bool(chunks)
+        if self._owed:
+            chunks = self._pay() + chunks
         await self._send_bytes(chunks, more=not ended)
 
+    async def comment(self, text: str) -> None:
+        """Before the first event it takes the headers with it; those that are not known yet follow, when they
+        are, as comments."""
+        if not self.started:
+            self._owed = True
+        await self._send_bytes(b": " + text.encode() + b"\n\n", more=True)
+
     async def fail(self, error: GatewayError) -> None:
-        await self._send_bytes(event_of(error_body(error)) + DONE, more=False)
+        told = self._pay(error_headers(error)) if self._owed else b""
+        await self._send_bytes(told + event_of(error_body(error)) + DONE, more=False)
+
+    def _pay(self, also: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+        """The headers that the status line had to leave without, as one comment of several lines."""
+        self._owed = False
+        late = (each for each in self._record.headers(self._clock()) if _late(each[0]))
+        return b"".join(b": %b: %b\n" % each for each in (*late, *also)) + b"\n"
 
     def _untouched(self, events: Sequence[Event]) -> bytes:
         """The engine's own bytes, less what this client did not ask for."""
@@ -116,7 +146,11 @@ class StreamReply(_Reply):
                         (b"content-type", b"text/event-stream; charset=utf-8"),
                         (b"cache-control", b"no-cache"),
                         (b"x-accel-buffering", b"no"),
-                        *self._record.headers(self._clock()),
+                        *(
+                            header
+                            for header in self._record.headers(self._clock())
+                            if not (self._owed and _late(header[0]))
+                        ),
                     ],
                 }
             )
@@ -139,10 +173,13 @@ class WholeReply(_Reply):
     async def write(self, events: Sequence[Event]) -> None:
         self._renderer.add(events)
         if isinstance(events[-1], Done):
-            self.started = True
+            self.started = self.answered = True
             self._watch.disarm()
             body = self._renderer.body(self.usage())
             await send_body(self._scope, self._send, 200, body, headers=self._record.headers(self._clock()))
+
+    async def comment(self, text: str) -> None:
+        """JSON has none."""
 
     async def fail(self, error: GatewayError) -> None:
         """Never needed: a whole reply has either not started or is complete."""

@@ -9,14 +9,37 @@ import typer
 
 from gateway.app import load_snapshot
 from gateway.cli.exits import PROBLEM
+from gateway.cli.traces import TRACES, models_of
 from gateway.config.problems import ConfigInvalid, Problem
+from gateway.config.snapshot import Snapshot
+from gateway.planning.shares import lopsided, parts_of
+from gateway.replay.comparing import Scenario, trace_of
+from gateway.replay.dividing import divided, work_shares
+from gateway.replay.traces import TraceInvalid
+
+MOST_REQUESTS = 8000
+"""Of the trace; to look at more takes long and tells no more."""
 
 
 def check(
     config: Annotated[Path, typer.Argument(help="The routes file.")] = Path("routes.yaml"),
     insecure: Annotated[bool, typer.Option("--insecure", help="As for `headgate serve`.")] = False,
+    trace: Annotated[
+        str | None, typer.Option(help=f"Say how its rules divide this traffic: {TRACES}.")
+    ] = None,
+    trace_dir: Annotated[
+        Path | None, typer.Option(envvar="HEADGATE_TRACES", help="Where mixed-files finds its files.")
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(help="With --trace, what its tenants ask for: conv=chat-mini+llama3,code=code-7b."),
+    ] = None,
 ) -> None:
-    """Check a routes file: each problem with its line, the value at fault and the nearest valid name."""
+    """Check a routes file: each problem with its line, the value at fault and the nearest valid name.
+
+    With a trace, also which pools have much more of the work than of the engines, or much less: what only
+    traffic can tell.
+    """
     try:
         snapshot, warnings = load_snapshot(config, force_open=insecure)
     except ConfigInvalid as invalid:
@@ -28,6 +51,27 @@ def check(
         f"{config}: fine. {len(snapshot.models)} models, {len(snapshot.pools)} pools with {replicas} "
         f"replicas, {len(snapshot.rules)} rules, {len(snapshot.tenants)} tenants."
     )
+    if trace is not None:
+        try:
+            _divide(snapshot, trace, trace_dir, models_of(models))
+        except (ValueError, TraceInvalid, OSError) as error:
+            print(f"headgate: {error}", file=sys.stderr)
+            raise typer.Exit(PROBLEM) from None
+
+
+def _divide(
+    snapshot: Snapshot, trace: str, trace_dir: Path | None, models: dict[str, tuple[str, ...]]
+) -> None:
+    """How the rules divide the work of a trace, and whether the engines are where it is."""
+    requests = trace_of(Scenario(fleet=(), trace=trace, trace_dir=trace_dir, requests=MOST_REQUESTS), seed=1)
+    pools, homeless = divided(snapshot, requests, models)
+    print(f"\n{len(requests)} requests of {trace}; {homeless} of them fit no pool.")
+    shares = work_shares(snapshot, pools)
+    print(f"{'pool':20} {'requests':>9} {'work':>6} {'capacity':>9}")
+    for part in parts_of(shares):
+        print(f"{part.pool:20} {len(pools[part.pool]):9d} {part.work:6.0%} {part.capacity:9.0%}")
+    for each in lopsided(shares):
+        print(f"warning: {each}", file=sys.stderr)
 
 
 def warn(warnings: Sequence[Problem]) -> None:

@@ -48,6 +48,9 @@ class Stop:
     max_tokens: int | None = None
 
 
+WAKE_S = 1.5
+"""Seconds that a simulated engine takes to wake."""
+
 LONG_TEXT = (
     "A canal is a promise that water makes to a field. The headgate keeps it: it measures what may enter, "
     "and where it goes. When the river is high the gate is lowered, and when the field is dry it is raised. "
@@ -61,6 +64,7 @@ TOUR = (
     Stop("a short prompt with a long answer", "llama3-8b-ru", "acme", "Расскажи о каналах подробно.", 4090),
     Stop("code", "code-7b", "acme", "Write a Python function that opens a gate:\n```python\ndef ", 64),
     Stop("another model", "chat-mini", "globex", "Name three rivers.", None),
+    Stop("a model that sleeps until it is asked for", "poet-13b", "acme", "A line about water, please.", 48),
 )
 
 
@@ -94,7 +98,10 @@ async def _demo(openai: Any, config: Path, port: int, admin_port: int, *, once: 
         for pool in plan.pools.values():
             for number, _ in enumerate(pool.replicas, 1):
                 served = next(iter(pool.serves.values()))
-                engine = await stack.enter_async_context(simulated(pool.engine, model=served))
+                asleep = pool.activation is not None and pool.state != "hot"
+                engine = await stack.enter_async_context(
+                    simulated(pool.engine, model=served, asleep=asleep, wake_s=WAKE_S)
+                )
                 name = URL_VARIABLE.format(pool=pool.name.upper().replace("-", "_"), number=number)
                 urls[name] = engine.url
         snapshot, _ = load_snapshot(config, environ={**os.environ, **urls})
@@ -154,6 +161,8 @@ async def _visit(openai: Any, addresses: Addresses, admin_key: str, stop: Stop) 
     first = first or ended
     print(f"# {stop.what}: {_excerpt(stop.text)} -> {_excerpt(text)}")
     print(_line(raw.headers, why, stop, first - asked, tokens / max(ended - first, 1e-9)))
+    if (held := raw.headers.get("x-headgate-wake-ms")) is not None:
+        print(f"  it was asleep: the request was held for {float(held) / 1e3:.2f} s until it was awake")
     print(f"  why: {_why(why)}\n", flush=True)
 
 
@@ -189,7 +198,10 @@ async def _totals(addresses: Addresses, admin_key: str) -> None:
         )
     for pool in answer.raise_for_status().json()["pools"]:
         sent = sum(replica["requests_total"] for replica in pool["replicas"])
-        print(f"  {pool['pool']}: {pool['engine']}, relay {pool['relay']}, {sent} requests")
+        line = f"  {pool['pool']}: {pool['engine']}, relay {pool['relay']}, {sent} requests"
+        if (sleeper := pool["activation"]) is not None:
+            line += f", {sleeper['state']}, a wake takes {sleeper['wake_seconds']:.2f} s"
+        print(line)
 
 
 def _curl(addresses: Addresses) -> str:

@@ -63,6 +63,21 @@ def engine(
         bool, typer.Option(help="sglang, llamacpp, trtllm: whether it was started with metrics.")
     ] = True,
     loading: Annotated[float, typer.Option(min=0, help="sglang, llamacpp: seconds until it is ready.")] = 0.0,
+    sleeps: Annotated[
+        bool, typer.Option("--sleeps", help="vllm, triton: it can be put to sleep, or models unloaded.")
+    ] = False,
+    asleep: Annotated[bool, typer.Option("--asleep", help="vllm, triton: so, and it starts asleep.")] = False,
+    wake: Annotated[float, typer.Option(min=0, help="vllm, triton: seconds that it takes to wake.")] = 0.0,
+    prefix_cache: Annotated[
+        int, typer.Option(min=0, help="Tokens of past prompts that it keeps for those that begin alike.")
+    ] = 0,
+    tells_cached: Annotated[
+        bool, typer.Option("--tells-cached", help="vllm, sglang: its usage tells what was cached.")
+    ] = False,
+    adapter: Annotated[list[str] | None, typer.Option(help="A LoRA adapter that it has.")] = None,
+    priorities: Annotated[
+        bool, typer.Option("--priorities", help="vllm: started with --scheduling-policy priority.")
+    ] = False,
     notice: Annotated[
         Notice, typer.Option(help="How it notices a closed connection; realistic: as the real engine does.")
     ] = "at_once",
@@ -88,6 +103,13 @@ def engine(
             max_queue_size=max_queue_size,
             seed=seed,
             mean_tokens=mean_tokens,
+            sleeps=sleeps,
+            asleep=asleep,
+            wake_s=wake,
+            prefix_cache=prefix_cache,
+            tells_cached=tells_cached,
+            adapters=tuple(adapter or ()),
+            priorities=priorities,
             reasoning_tokens=reasoning_tokens,
             vocabulary=vocabulary,
             decoupled=decoupled,

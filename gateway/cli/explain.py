@@ -99,6 +99,14 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
         )
         if target["usable"]:
             lines += [f"       {each['replica']}: {each['why']}" for each in target["candidates"]]
+    for ladder in answer["overload"]:
+        wait = f"wait {ladder['queue_wait_ms']:.0f} ms, {ladder['waiting']} waiting"
+        lines.append(f"overload  {ladder['of']}, by the line of {ladder['pool']}: {wait}")
+        for step in ladder["steps"]:
+            state = "on " if step["on"] else "off"
+            lines.append(f"  {state} {_pairs(step['takes'], '=')} from {_pairs(step['when'], ' ')}")
+    if answer["degraded"] is not None:
+        lines.append(f"degraded  {answer['degraded']}")
     if answer["refused"] is not None:
         lines.append(f"refused   {answer['refused']['status']}: {answer['refused']['message']}")
     return lines
@@ -106,6 +114,11 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
 
 def _sum(estimate: dict[str, Any], prompt: dict[str, Any]) -> str:
     return f"{estimate['total']} = {prompt['tokens']} + {estimate['n']} x {estimate['output']}"
+
+
+def _pairs(pairs: dict[str, Any], sign: str) -> str:
+    return ", ".join(f"{key}{sign}{value:g}" if isinstance(value, float) else f"{key}{sign}{value}"
+                     for key, value in pairs.items())  # fmt: skip
 
 
 def _exact(exact: bool) -> str:

@@ -13,7 +13,12 @@ import typer
 
 from backends.simulated.engine import PROFILES, EngineProfile
 from backends.simulated.profiles import profile_of
+from gateway.app import load_snapshot
+from gateway.cli.check import report
 from gateway.cli.exits import PROBLEM
+from gateway.cli.traces import TRACES, models_of
+from gateway.config.problems import ConfigInvalid
+from gateway.config.snapshot import Snapshot
 from gateway.planning.formulas import Line, cache_room, kv_bytes_per_token, weight_bytes
 from gateway.planning.shapes import ModelShape, read_shape
 from gateway.planning.shares import Lopsided
@@ -29,13 +34,12 @@ from gateway.planning.sizing import (
 )
 from gateway.replay.checking import seen_with
 from gateway.replay.comparing import Scenario, policy_of, trace_of
-from gateway.replay.mixes import SOURCES
+from gateway.replay.dividing import divided, objective_of
 from gateway.replay.requests import TraceRequest, compressed, with_max_tokens
 from gateway.replay.traces import TraceInvalid
 
 SHORT_OBJECTIVE = Objective(ttft_p95_ms=1000, tpot_p99_ms=60)
 LONG_OBJECTIVE = Objective(ttft_p95_ms=10_000, tpot_p99_ms=100)
-TRACES = f"mixed, {', '.join(SOURCES)} (made); mixed-files (from --trace-dir); or a file"
 
 
 class Format(enum.StrEnum):
@@ -58,6 +62,17 @@ def plan(
     split: Annotated[
         int, typer.Option(min=0, help="Prompt and output tokens up to which a request is short; 0: one pool.")
     ] = 4096,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="The pools, rules and promises of this routes.yaml instead of --split; what it leaves open "
+            "is promised as without it."
+        ),
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(help="With --config, what tenants ask for: conv=chat-mini+llama3,code=code-7b."),
+    ] = None,
     slo: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,7 +82,10 @@ def plan(
         ),
     ] = None,
     fleet: Annotated[
-        str | None, typer.Option(metavar="POOL=N,...", help="The replicas there are: are they enough?")
+        str | None,
+        typer.Option(
+            metavar="POOL=N,...", help="The replicas there are: are they enough? With --config also `file`."
+        ),
     ] = None,
     profile: Annotated[
         str, typer.Option(help=f"The engine: {', '.join(PROFILES)}, or a file of calibrate.")
@@ -126,9 +144,19 @@ def plan(
             if shape.window:
                 notes.append(f"some layers look back {shape.window} tokens at most: their cache takes less")
         requests = _requests(trace, trace_dir, prompt_tokens, output_tokens, rate, seed)
-        pools = _pools(requests, split)
-        objectives = _objectives(slo or [], pools)
-        there = _fleet(fleet, pools)
+        if config is None:
+            snapshot = None
+            pools = _pools(requests, split)
+            objectives = {name: _assumed(name) for name in pools}
+        else:
+            snapshot = load_snapshot(config, force_open=True)[0]
+            pools, homeless = divided(snapshot, requests, models_of(models))
+            pools = {name: some for name, some in pools.items() if some}
+            objectives = {name: _of_file(snapshot, name, some) for name, some in pools.items()}
+            if homeless:
+                notes.append(f"{homeless} of {len(requests)} requests fit no pool of {config}")
+        objectives = _objectives(slo or [], objectives)
+        there = _fleet(fleet, pools, snapshot)
         chosen = policy_of(policy)
         plans = []
         for name, some in pools.items():
@@ -149,6 +177,9 @@ def plan(
                 )
             plans.append(planned)
         cost = None if gpu_price is None else cost_of(plans, gpu_price, gpus_per_replica)
+    except ConfigInvalid as invalid:
+        report(invalid)
+        raise typer.Exit(PROBLEM) from None
     except (ValueError, KeyError, TraceInvalid, OSError) as error:
         print(f"headgate: {error}", file=sys.stderr)
         raise typer.Exit(PROBLEM) from None
@@ -308,11 +339,21 @@ def _traffic(name: str, some: Sequence[TraceRequest], requests: Sequence[TraceRe
     return Traffic(name, rate, [r.prompt_tokens for r in some], [r.output_tokens for r in some])
 
 
-def _objectives(texts: Sequence[str], pools: dict[str, list[TraceRequest]]) -> dict[str, Objective]:
-    """Raises ValueError."""
-    objectives = {name: LONG_OBJECTIVE if name == "long" else SHORT_OBJECTIVE for name in pools}
-    if "all" in objectives:
-        objectives["all"] = replace(LONG_OBJECTIVE, tpot_p99_ms=SHORT_OBJECTIVE.tpot_p99_ms)
+def _assumed(name: str) -> Objective:
+    """Of a pool that nobody promised anything."""
+    if name == "all":
+        return replace(LONG_OBJECTIVE, tpot_p99_ms=SHORT_OBJECTIVE.tpot_p99_ms)
+    return LONG_OBJECTIVE if name == "long" else SHORT_OBJECTIVE
+
+
+def _of_file(snapshot: Snapshot, name: str, some: Sequence[TraceRequest]) -> Objective:
+    """What the file promises there; where it promises nothing, what is assumed of traffic of all lengths."""
+    objective = objective_of(snapshot.pools[name], some)
+    return _assumed("all") if objective == Objective() else objective
+
+
+def _objectives(texts: Sequence[str], objectives: dict[str, Objective]) -> dict[str, Objective]:
+    """With what the options say. Raises ValueError."""
     for text in texts:
         name, _, promised = text.partition(":")
         if name not in objectives:
@@ -327,10 +368,16 @@ def _objectives(texts: Sequence[str], pools: dict[str, list[TraceRequest]]) -> d
     return objectives
 
 
-def _fleet(text: str | None, pools: dict[str, list[TraceRequest]]) -> dict[str, int] | None:
+def _fleet(
+    text: str | None, pools: dict[str, list[TraceRequest]], snapshot: Snapshot | None
+) -> dict[str, int] | None:
     """Raises ValueError."""
     if text is None:
         return None
+    if text == "file":
+        if snapshot is None:
+            raise ValueError("--fleet file goes with --config")
+        return {name: len(snapshot.pools[name].replicas) for name in pools}
     there = {name: int(count) for name, _, count in (part.partition("=") for part in text.split(","))}
     if there.keys() != pools.keys() or min(there.values()) < 1:
         raise ValueError(f"--fleet names each of {', '.join(pools)} with its replicas; not {text!r}")

@@ -4,7 +4,7 @@ import enum
 import json
 import re
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,11 +15,11 @@ from backends.simulated.profiles import profile_of
 from gateway.app import load_snapshot
 from gateway.cli.check import report
 from gateway.cli.exits import PROBLEM
+from gateway.cli.traces import TRACES, models_of
 from gateway.config.problems import ConfigInvalid
-from gateway.config.snapshot import Snapshot
+from gateway.config.snapshot import OverloadStep, Snapshot
 from gateway.queueing.policies import POLICIES
 from gateway.replay.comparing import Scenario, compare, policy_of
-from gateway.replay.mixes import SOURCES
 from gateway.replay.page import as_html
 from gateway.replay.report import as_json, as_text
 from gateway.replay.routed import VARIANTS
@@ -29,7 +29,6 @@ DEFAULT_POLICIES = (
     "lanes,sjf,fcfs,least_requests,least_tokens,round_robin,power_of_two,predicted_ttft,lmetric"
 )
 SMOKE_REQUESTS = 600
-TRACES = f"mixed, {', '.join(SOURCES)} (made); mixed-files (from --trace-dir); or a file"
 
 
 class Format(enum.StrEnum):
@@ -89,6 +88,17 @@ def replay(
     per_pool: Annotated[
         int | None, typer.Option(min=1, help="With --config: so many replicas in each pool.")
     ] = None,
+    limits: Annotated[
+        Literal["on", "off"], typer.Option(help="With --config: whether the file's limits hold.")
+    ] = "on",
+    overload: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MS:TOKENS,...",
+            help="Brown-out in steps: 1000:512,3000:256 bounds outputs to 512 tokens where the line takes "
+            "1 s, to 256 where it takes 3 s. With --config, the file's own.",
+        ),
+    ] = None,
     requests: Annotated[int | None, typer.Option(min=2, help="No more than so many.")] = None,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 1,
     seeds: Annotated[int, typer.Option(min=1, help="How many; of each figure the worst is told.")] = 3,
@@ -104,6 +114,8 @@ def replay(
     """Replay a trace against simulated engines, in virtual time: no sockets, the gateway's own code."""
     try:
         names = [name.strip() for name in policies.split(",") if name.strip()]
+        if config is not None and overload is not None:
+            raise ValueError("with --config, the steps are the file's own (`overload`)")
         if config is not None:
             names = list(VARIANTS)
         else:
@@ -123,8 +135,10 @@ def replay(
             prefix_cache=prefix_cache,
             config=config,
             load_config=load_routes,
-            models=_models(models),
+            models=tuple(models_of(models).items()),
             per_pool=per_pool,
+            limits=limits == "on",
+            overload=_overload(overload),
         )
         loads = None if load == "sweep" else [_positive(part) for part in load.split(",")]
     except (ValueError, KeyError) as error:
@@ -146,6 +160,9 @@ def replay(
         raise typer.Exit(PROBLEM) from None
     settings = _settings(locals())
     text = as_text(found)
+    if config is not None and (promised := _promised(load_routes(config))):
+        settings["slo"] = promised
+        text = f"in time: as {config} promises ({'; '.join(promised)}), for the rest as without it\n\n{text}"
     if form is Format.json:
         text = json.dumps(as_json(found, settings), indent=1)
     elif form is Format.html:
@@ -177,11 +194,19 @@ def load_routes(path: Path) -> Snapshot:
     return load_snapshot(path, force_open=True)[0]
 
 
-def _models(text: str | None) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    pairs = [part.partition("=") for part in (text or "").split(",") if part]
-    if not all(sign for _, sign, _ in pairs):
-        raise ValueError(f"--models is TENANT=MODEL+MODEL,...; not {text!r}")
-    return tuple((tenant, tuple(names.split("+"))) for tenant, _, names in pairs)
+def _promised(snapshot: Snapshot) -> list[str]:
+    """What the file's pools promise, by pool and class."""
+    slos = [(f"pool {pool.name}", pool.slo) for pool in snapshot.pools.values()]
+    slos += [
+        (f"pool {pool.name}, {priority.name}", slo)
+        for pool in snapshot.pools.values()
+        for priority, slo in pool.class_slos.items()
+    ]
+    return [
+        f"{who}: {', '.join(f'{name} {value:g}' for name, value in asdict(slo).items() if value is not None)}"
+        for who, slo in slos
+        if slo
+    ]
 
 
 def _flood(text: str | None) -> tuple[str, float] | None:
@@ -191,6 +216,17 @@ def _flood(text: str | None) -> tuple[str, float] | None:
     if not sign or not tenant:
         raise ValueError(f"--flood is TENANT=PART, e.g. noisy=0.6; not {text!r}")
     return tenant, _positive(part)
+
+
+def _overload(text: str | None) -> tuple[OverloadStep, ...]:
+    steps = []
+    for part in (text or "").split(","):
+        if part:
+            wait, sign, tokens = part.partition(":")
+            if not sign or not tokens.isdecimal() or not int(tokens):
+                raise ValueError(f"--overload is MS:TOKENS,..., e.g. 1000:512,3000:256; not {part!r}")
+            steps.append(OverloadStep(queue_wait=_positive(wait) / 1000, max_tokens=int(tokens)))
+    return tuple(steps)
 
 
 def _classes(text: str | None) -> tuple[float, float, float] | None:
@@ -218,8 +254,8 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     """The options as given, for whoever reads the report."""
     names = (
         "trace", "policies", "load", "replicas", "speeds", "profile", "flood", "tenants", "weights",
-        "classes", "shed", "nonstream_share", "prefix_cache", "config", "models", "per_pool", "requests",
-        "seed", "seeds", "smoke",
+        "classes", "shed", "nonstream_share", "prefix_cache", "config", "models", "per_pool", "limits",
+        "overload", "requests", "seed", "seeds", "smoke",
     )  # fmt: skip
     return {
         name: str(given[name]) if isinstance(given[name], Path) else given[name]

@@ -19,7 +19,7 @@ from gateway.cli.check import report, warn
 from gateway.cli.exits import COULD_NOT_START, PROBLEM
 from gateway.cli.upstreams import SOURCE, NothingThere, Upstreams
 from gateway.config.problems import ConfigInvalid, Problem
-from gateway.config.snapshot import Server, Snapshot
+from gateway.config.snapshot import CommandWake, Server, Snapshot
 from gateway.reloading import Source
 from gateway.serving import Addresses, CannotListen, bind, run_until_signal
 from gateway.settings import Settings
@@ -58,6 +58,14 @@ def serve(
     admin_host: Annotated[str | None, typer.Option(help="Address of the admin listener.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port of the admin listener.")] = None,
     insecure: InsecureOption = False,
+    allow_commands: Annotated[
+        bool,
+        typer.Option(
+            "--allow-commands",
+            envvar="HEADGATE_ALLOW_COMMANDS",
+            help="Let the file name programs that wake pools (`wake: {kind: command}`).",
+        ),
+    ] = False,
 ) -> None:
     """Run the gateway until SIGTERM or SIGINT, then drain."""
     if upstream and config is not None:
@@ -88,10 +96,9 @@ def serve(
             print(f"headgate: the key of this file, shown only now: {upstreams.key}", file=sys.stderr)
             return
         snapshot = with_listeners(loaded, host, port, admin_host, admin_port)
-        refuse_open_door(snapshot, insecure=insecure)
-        source = Source(
-            path, load=load, declared=loaded.server, admit=partial(refuse_open_door, insecure=insecure)
-        )
+        admit = partial(refuse_unwanted, insecure=insecure, commands=allow_commands)
+        admit(snapshot)
+        source = Source(path, load=load, declared=loaded.server, admit=admit)
         uvloop.run(_serve(snapshot, settings, source, warnings, upstreams))
     except ConfigInvalid as invalid:
         report(invalid)
@@ -121,6 +128,22 @@ def refuse_open_door(snapshot: Snapshot, *, insecure: bool) -> None:
     host = snapshot.server.listen[0]
     if snapshot.server.authentication == "off" and not is_loopback(host) and not insecure:
         raise ValueError(f"`authentication: off` is for loopback, not for {host} (--insecure allows it)")
+
+
+def refuse_commands(snapshot: Snapshot) -> None:
+    """Raise ValueError where the file would have the gateway run programs: who may write the file need not be
+    one who may run what he likes here."""
+    for pool in snapshot.pools.values():
+        if pool.activation is not None and isinstance(pool.activation.wake, CommandWake):
+            how = "--allow-commands, or HEADGATE_ALLOW_COMMANDS=1, allows it"
+            raise ValueError(f"pools.{pool.name}.wake runs a command ({how})")
+
+
+def refuse_unwanted(snapshot: Snapshot, *, insecure: bool, commands: bool) -> None:
+    """Raise ValueError for what the file may say and flags have not allowed."""
+    refuse_open_door(snapshot, insecure=insecure)
+    if not commands:
+        refuse_commands(snapshot)
 
 
 def _written(host: str | None, port: int | None, default: tuple[str, int]) -> str:

@@ -5,14 +5,15 @@ nothing is said to be missing that may only be unreadable. What is learned on th
 from files, resolved conditions) is returned, so that `building` has nothing left to doubt.
 """
 
+import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from backends.contract import EngineAdapter, EngineRegistry, OptionError
+from backends.contract import EngineAdapter, EngineRegistry, Lora, OptionError
 from gateway.config import schema
 from gateway.config.addresses import is_loopback
 from gateway.config.coverage import coverage
@@ -85,11 +86,13 @@ class _Checker:
             if (adapter := self._adapter(pool)) is not None:
                 adapters[name] = adapter
                 self._relay(pool, adapter)
+                self._told(pool, adapter)
             if (api_key := self._upstream(pool)) is not None:
                 api_keys[name] = api_key
             if (pace := self._pace(pool)) is not None:
                 paces[name] = pace
             self._pool(pool)
+            self._activation(pool, adapter)
         for model in self._file.models.values():
             self._engine_tokenizer(model, adapters)
         self._replicas()
@@ -204,7 +207,7 @@ class _Checker:
             self._report.value_error(path, message, "use huggingface, tiktoken or estimate")
         elif adapter.tokenize_request("", messages=[]) is None:
             self._report.warn(path, f"{kind} counts texts only; chats are estimated")
-        if pool.item.state == "cold":
+        if pool.item.state == "cold" and pool.item.wake is None:
             self._report.warn(path, "the pool is cold: it is not asked, and prompts are estimated")
 
     # ---------------------------------------------------------------------------------------- pools
@@ -256,10 +259,23 @@ class _Checker:
                 path, f"is not possible: {pool.engine}'s answers need patching", "use auto"
             )
         elif pool.relay == "raw" and (
-            renamed := sorted(name for name, own in pool.serves.items() if name != own)
+            renamed := sorted(name for name, own in pool.serves.items() if name != _told_name(own))
         ):
             message = f"would show the engine's own name for {', '.join(renamed)}"
             self._report.value_error(path, message, "use auto, or equal names in serves")
+
+    def _told(self, read: Read[schema.Pool], adapter: EngineAdapter) -> None:
+        """What is said to engines beside OpenAI's fields: LoRA adapters, priorities."""
+        pool, path = read.item, read.path
+        if pool.engine_priority and not adapter.takes_priority and self._sound(path, "engine_priority"):
+            message = f"is not possible: {pool.engine} takes no priorities"
+            self._report.value_error((*path, "engine_priority"), message)
+        if not self._sound(path, "serves"):
+            return
+        for name, own in pool.serves.items():
+            if isinstance(own, schema.Adapted) and (fault := adapter.lora_fault(lora_of(own))) is not None:
+                at = (*path, "serves", name, "adapter")
+                self._report.error(at, f"adapter {own.adapter.name} {fault}", f"engine: {pool.engine}")
 
     def _upstream(self, read: Read[schema.Pool]) -> str | None:
         upstream, path = read.item.upstream, (*read.path, "upstream")
@@ -330,6 +346,43 @@ class _Checker:
             if limits.total and context and limits.total > context:
                 message = f"more than the {context} tokens of {name}'s context; that is the bound then"
                 self._report.warn((*path, "limits", "total"), message)
+
+    def _activation(self, read: Read[schema.Pool], adapter: EngineAdapter | None) -> None:
+        pool, path = read.item, read.path
+        wake = pool.wake
+        if not self._sound(path, "wake", "state"):
+            return
+        if wake is None:
+            for key in ("wake_timeout_s", "idle_after_s", "while_waking"):
+                if key in pool.model_fields_set:
+                    self._report.warn((*path, key), "has no effect: nothing wakes this pool (`wake`)")
+            if pool.state == "warm":
+                self._report.warn((*path, "state"), "is as hot: nothing wakes this pool (`wake`)")
+            return
+        if isinstance(wake, schema.EngineWake):
+            if adapter is not None and adapter.sleep is None:
+                able = [kind for kind in self._registry.kinds() if self._sleeps(kind)]
+                hint = f"those that do: {', '.join(able)}; else use http, command or kubernetes"
+                self._report.error((*path, "wake"), f"{pool.engine} knows no sleep", hint)
+        elif not getattr(wake, "cool", True) and pool.idle_after_s is not None:
+            self._report.error((*path, "idle_after_s"), "nothing puts this pool to sleep (`wake.cool`)")
+        if isinstance(wake, schema.HttpWake):
+            for action, steps in (("wake", wake.wake), ("cool", wake.cool)):
+                for index, step in enumerate(steps):
+                    for header in step.headers:
+                        if header.lower() in _OWN_HEADERS - {"content-type"}:
+                            at = (*path, "wake", action, index, "headers", header)
+                            self._report.error(at, "a header that the gateway sets itself", key=True)
+        held = pool.queue.max_wait_s
+        if pool.while_waking == "hold" and pool.wake_timeout_s and pool.wake_timeout_s > held:
+            message = f"requests are held for {held:g} s at most (`queue.max_wait_s`)"
+            self._report.warn((*path, "wake_timeout_s"), message)
+
+    def _sleeps(self, kind: str) -> bool:
+        try:
+            return self._registry.adapter(kind, {}).sleep is not None
+        except OptionError:
+            return False
 
     def _undeclared(self, pool: KeyPath, index: int, name: str) -> None:
         """`serves` names a model that does not exist: as a key, as an item of a list, or alone."""
@@ -474,6 +527,7 @@ class _Checker:
         covered = coverage(conditions, self._file.models, tenants)
         served: set[str] = set()
         used: set[str] = set()
+        followed: set[tuple[str, str, str | None]] = set()
         names: dict[str, KeyPath] = {}
         for rule, condition, reaching in zip(self._file.rules, conditions, covered.reaching, strict=True):
             path = (*rule.path, "name")
@@ -488,6 +542,16 @@ class _Checker:
                 self._report.warn((*rule.path, "after_ms"), "has no effect unless `on` has overloaded")
             hops = tuple(self._hops(rule))
             used.update(pool for _, pool, _ in hops)
+            self._splits(rule)
+            used.update(self._overload(rule.item.overload, rule.path, [pool for _, pool, _ in hops]))
+            if rule.item.mirror is not None:
+                used.add(rule.item.mirror.pool)
+                self._mirror(rule, rule.item.mirror, reaching)
+            followed.update(
+                (later, pool, other)
+                for (_, pool, other), (_, later, its) in itertools.combinations(hops, 2)
+                if other == its
+            )
             self._repeats(hops, condition)
             if condition is None:
                 continue
@@ -503,11 +567,29 @@ class _Checker:
             served |= {
                 model for model in reaching if any(self._can(pool, other or model) for _, pool, other in hops)
             }
+        for priority in self._file.classes.values():
+            used.update(self._overload(priority.item.overload, priority.path, None))
         if self._all_known(conditions):
             self._unserved(served, covered.untaken)
             for name, pool in self._file.pools.items():
                 if name not in used:
                     self._report.warn(pool.path, "no rule sends anything to this pool")
+        self._loans({(lender, borrower) for lender, borrower, _ in followed}, self._all_known(conditions))
+
+    def _loans(self, followed: Container[tuple[str, str]], all_known: bool) -> None:
+        """`lends_to` names other pools, each once; `followed`: which pool comes after which in some chain."""
+        for name, pool in self._file.pools.items():
+            if not self._sound(pool.path, "lends_to"):
+                continue
+            for index, other in enumerate(pool.item.lends_to):
+                path = (*pool.path, "lends_to", index)
+                if other == name:
+                    self._report.value_error(path, "is this pool itself")
+                elif other in pool.item.lends_to[:index]:
+                    self._report.value_error(path, "is named twice")
+                elif self._is_pool(path, other) and all_known and (name, other) not in followed:
+                    message = f"no rule's chain goes on from {other} to {name}: nothing is lent"
+                    self._report.warn(path, message)
 
     def _all_known(self, conditions: tuple[When | None, ...]) -> bool:
         """Whether rules and pools were read wholly enough to say what is absent from them."""
@@ -527,6 +609,15 @@ class _Checker:
                 if self._is_pool(path, entry):
                     yield path, entry, None
                 continue
+            if isinstance(entry, dict):
+                for name in entry:
+                    at = (*path, name)
+                    if name in self._file.pools:
+                        yield at, name, None
+                    elif "pools" not in self._file.unreadable:
+                        hint = nearest(name, self._file.pools)
+                        self._report.error(at, f"{name!r} is not a pool", hint, key=True)
+                continue
             declared = entry.model in self._file.models
             if not declared and "models" not in self._file.unreadable:
                 self._report.unknown((*path, "model"), "a declared model", self._file.models)
@@ -537,6 +628,72 @@ class _Checker:
                 if declared and not self._can(name, entry.model):
                     self._does_not_serve(at, name, [entry.model])
                 yield at, name, entry.model
+
+    def _splits(self, rule: Read[schema.Rule]) -> None:
+        """Neighbours with weights: some of them must get something."""
+        if not self._sound(rule.path, "pools"):
+            return
+        entries = list(enumerate(rule.item.pools))
+        split = False
+        for weighted, run in itertools.groupby(entries, key=lambda each: isinstance(each[1], dict)):
+            if not weighted:
+                continue
+            split = True
+            places = list(run)
+            weights = [part for _, entry in places if isinstance(entry, dict) for part in entry.values()]
+            path = (*rule.path, "pools", places[0][0])
+            if not any(weights):
+                self._report.error(path, "no pool of this split gets anything: all weights are 0")
+            elif len(weights) == 1:
+                self._report.warn(path, "a weight has no effect unless a neighbour has one too")
+        if not split and rule.item.sticky != "key" and self._sound(rule.path, "sticky"):
+            self._report.warn((*rule.path, "sticky"), "has no effect unless `pools` has weights")
+
+    def _mirror(self, rule: Read[schema.Rule], mirror: schema.Mirror, reaching: frozenset[str]) -> None:
+        path = (*rule.path, "mirror", "pool")
+        if not self._sound(rule.path, "mirror") or not self._is_pool(path, mirror.pool):
+            return
+        if reaching and not any(self._can(mirror.pool, model) for model in reaching):
+            self._does_not_serve(path, mirror.pool, sorted(reaching))
+        elif mirror.pool in _chain_names(rule.item):
+            self._report.warn(path, f"pool {mirror.pool} is in this chain too: it computes answers twice")
+
+    def _overload(
+        self, steps: Sequence[schema.OverloadStep], owner: KeyPath, chain: Sequence[str] | None
+    ) -> Iterator[str]:
+        """Checks each step's own sense, and who can answer with its model; gives the pools that it names.
+
+        `chain`: the rule's pools; None for a class, which has none.
+        """
+        for index, step in enumerate(steps):
+            path = (*owner, "overload", index)
+            if not self._report.sound(path):
+                continue
+            if step.when.queue_wait_ms is None and step.when.waiting is None:
+                self._report.error((*path, "when"), "names no signal: queue_wait_ms, waiting, or both")
+            if all(taken is None for taken in (step.max_tokens, step.n, step.priority_class, step.model)):
+                self._report.error(path, "takes nothing: one or more of max_tokens, n, class, model")
+            if step.model is None:
+                if step.pools is not None:
+                    message = "there is no `model` that they would serve"
+                    self._report.error((*path, "pools"), message, key=True)
+                continue
+            if step.model not in self._file.models:
+                if "models" not in self._file.unreadable:
+                    self._report.unknown((*path, "model"), "a declared model", self._file.models)
+                continue
+            if step.pools is None:
+                known = [name for name in chain or () if name in self._file.pools]
+                if chain is None or not any(self._can(name, step.model) for name in known):
+                    where = "a class has no chain" if chain is None else "no pool of the chain serves it"
+                    self._report.value_error((*path, "model"), f"has no pools: {where}", "add `pools`")
+                continue
+            for place, name in enumerate(step.pools):
+                at = (*path, "pools", place)
+                if self._is_pool(at, name):
+                    yield name
+                    if not self._can(name, step.model):
+                        self._does_not_serve(at, name, [step.model])
 
     def _is_pool(self, path: KeyPath, name: str) -> bool:
         if name in self._file.pools:
@@ -596,7 +753,24 @@ class _Checker:
 
 def _chain_names(rule: schema.Rule) -> Iterator[str]:
     for entry in rule.pools:
-        if isinstance(entry, str):
-            yield entry
-        else:
+        if isinstance(entry, schema.OtherModel):
             yield from entry.pools
+        elif isinstance(entry, dict):
+            yield from entry
+        else:
+            yield entry
+
+
+def served_name(own: str | schema.Adapted) -> str:
+    """The model that an engine is asked for."""
+    return own if isinstance(own, str) else own.model
+
+
+def lora_of(own: schema.Adapted) -> Lora:
+    adapter = own.adapter
+    return Lora(name=adapter.name, id=adapter.id, path=adapter.path, scale=adapter.scale)
+
+
+def _told_name(own: str | schema.Adapted) -> str:
+    """The name by which an engine of OpenAI's dialect answers."""
+    return own if isinstance(own, str) else own.adapter.name

@@ -37,6 +37,7 @@ class File:
     rules: tuple[Read[schema.Rule], ...]
     tenants: Mapping[str, Read[schema.Tenant]]
     limits: tuple[Read[schema.SharedLimit], ...]
+    classes: Mapping[str, Read[schema.ClassPolicy]]
     unreadable: frozenset[str]
     """Sections that are absent or of a wrong shape: names in them are unknown, not undeclared."""
 
@@ -67,6 +68,7 @@ class _Reader:
             rules=self._items(schema.Rule, values, "rules"),
             tenants=tenants,
             limits=self._items(schema.SharedLimit, values, "limits"),
+            classes=self._entries(schema.ClassPolicy, values, "classes"),
             unreadable=frozenset(
                 section
                 for section, shape in _SHAPES.items()
@@ -143,12 +145,14 @@ class _Reader:
 
     def _discriminator(self, path: KeyPath, context: Mapping[str, Any]) -> None:
         key = context["discriminator"].strip("'")
-        if not self._document.has((*path, key)):
+        # A word alone may stand for the mapping of that kind.
+        at = (*path, key) if self._document.has((*path, key)) else path
+        if at is path and "tag" not in context:
             self._report.spoil((*path, key), "is missing")
         else:
             known = _quoted(context.get("expected_tags", ""))
-            message = f"{self._report.shown((*path, key))} is not a kind of tokenizer"
-            self._report.spoil((*path, key), message, nearest(str(context.get("tag", "")), known))
+            message = f"{self._report.shown(at)} is not a kind of {path[-1]}"
+            self._report.spoil(at, message, nearest(str(context.get("tag", "")), known))
 
     def _path(self, base: KeyPath, loc: tuple[int | str, ...]) -> KeyPath:
         """pydantic's location without the tags of unions, which are not in the file."""
@@ -159,14 +163,17 @@ class _Reader:
         return path
 
 
-_SHAPES: Mapping[str, type] = {"models": dict, "pools": dict, "rules": list, "tenants": dict, "limits": list}
-_OPTIONAL: Mapping[str, Any] = {"tenants": {}, "limits": []}
+_SHAPES: Mapping[str, type] = {
+    "models": dict, "pools": dict, "rules": list, "tenants": dict, "limits": list, "classes": dict,
+}  # fmt: skip
+_OPTIONAL: Mapping[str, Any] = {"tenants": {}, "limits": [], "classes": {}}
 _STAND_INS: Mapping[str, Any] = {
     "models": {"tokenizer": {"kind": "estimate"}},
     "pools": {"engine": "x", "serves": "x", "replicas": [{"id": "x", "url": "http://x"}]},
     "rules": {"name": "x", "pools": ["x"]},
     "tenants": {},
     "limits": {},
+    "classes": {},
 }
 
 
@@ -190,7 +197,17 @@ def _salvaged(kind: type[S], value: Any) -> S:
 
 
 def _salvaged_within(kind: type[schema.Section], value: Any, otherwise: Any) -> Any:
-    """`otherwise` is the field's default or placeholder; it tells one section from a list of them."""
+    """`otherwise` is the field's default or placeholder; it tells one section from a list or a mapping of
+    them."""
+    if isinstance(otherwise, dict):
+        if not isinstance(value, dict):
+            return otherwise
+        # A pool may serve a model by a name alone; nothing else in a mapping of sections may be one.
+        plain = kind is schema.Adapted
+        return {
+            key: item if plain and isinstance(item, str) else _salvaged(kind, item)
+            for key, item in value.items()
+        }
     if not isinstance(otherwise, list):
         return _salvaged(kind, value) if isinstance(value, dict) else otherwise
     if not isinstance(value, list):

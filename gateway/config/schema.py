@@ -25,6 +25,8 @@ NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$"
 MODEL_PATTERN = r"^(\*|[A-Za-z0-9_][A-Za-z0-9._:/@+-]{0,127})$"
 DIGEST_PATTERN = r"^sha256:[0-9a-fA-F]{64}$"
 HEADER_PATTERN = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$"
+PATH_PATTERN = r"^/[\x21\x22\x24-\x7e]{0,2047}$"
+KUBERNETES_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 HEADER_VALUE_PATTERN = r"^[\t\x20-\x7e\x80-\u00ff]{0,8192}$"
 
 PHRASES: Mapping[str, str] = {
@@ -32,6 +34,8 @@ PHRASES: Mapping[str, str] = {
     MODEL_PATTERN: "is not a model name: letters, digits and . _ : / @ + -, at most 128; or * alone",
     DIGEST_PATTERN: "is not sha256: and 64 hex digits (make one with `headgate keys`)",
     HEADER_PATTERN: "is not a header name",
+    PATH_PATTERN: "is not a path: it begins with / and has no blanks and no #",
+    KUBERNETES_PATTERN: "is not a name of Kubernetes: small letters, digits, - and .",
     HEADER_VALUE_PATTERN: "is not a header value of at most 8192 characters in one line",
 }
 """What each pattern means, said of a value that does not match it."""
@@ -118,11 +122,7 @@ Classes: TypeAlias = Annotated[
     Field(min_length=1),
     BeforeValidator(_listed, json_schema_input_type=ClassName | list[ClassName]),
 ]
-Serves: TypeAlias = Annotated[
-    dict[ModelName, Text],
-    Field(min_length=1),
-    BeforeValidator(_served, json_schema_input_type=ModelName | list[ModelName] | dict[ModelName, Text]),
-]
+
 JsonObject: TypeAlias = Annotated[dict[Text, Any], BeforeValidator(_typed_deep)]
 
 Shares: TypeAlias = Annotated[
@@ -154,6 +154,10 @@ class Timeouts(Section):
     """Seconds from sending until the first event. Default 120."""
     idle_s: MaybeSeconds = None
     """Seconds between two events of a stream. Default 30."""
+    keepalive_s: Annotated[Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] | None, _VARIABLE] = (
+        None
+    )
+    """Seconds of silence after which a stream that has begun gets a comment; 0: never. Default 15."""
     total_s: MaybeSeconds = None
     """Seconds for the whole request from its receipt, waiting included. Default 3600."""
     send_s: MaybeSeconds = None
@@ -365,6 +369,61 @@ class Model(Section):
 # ---------------------------------------------------------------------------------------------- pools
 
 
+class Lora(Section):
+    """Which of these an engine needs: docs/engines.md."""
+
+    placeholders: ClassVar[Mapping[str, Any]] = {"name": ""}
+
+    name: Text
+    """As the engine calls the adapter."""
+    id: Annotated[int, Field(ge=0, le=2**63 - 1), _VARIABLE] | None = None
+    """Its number, for engines that know adapters by numbers."""
+    path: MaybeText = None
+    """Where the engine finds its weights, on the engine's own disk."""
+    scale: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False), _VARIABLE] = 1.0
+    """How strongly it is applied."""
+
+
+def _named(value: Any) -> Any:
+    """`french` and `{name: french}` mean the same."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Adapted(Section):
+    """A model that is a LoRA adapter over another."""
+
+    placeholders: ClassVar[Mapping[str, Any]] = {"model": "", "adapter": Lora.model_construct(name="")}
+
+    model: Text
+    """The base model, as this engine calls it."""
+    adapter: Annotated[Lora, BeforeValidator(_named, json_schema_input_type=Text | Lora)]
+    """The adapter; a word alone is its `name`."""
+
+
+PLAIN_TAG, ADAPTED_TAG = "a name", "an adapter"
+
+
+def _served_tag(value: Any) -> str | None:
+    if isinstance(value, dict | Adapted):
+        return ADAPTED_TAG
+    return None if isinstance(value, list) else PLAIN_TAG
+
+
+Served: TypeAlias = Annotated[
+    Annotated[Text, Tag(PLAIN_TAG)] | Annotated[Adapted, Tag(ADAPTED_TAG)],
+    Discriminator(
+        _served_tag,
+        custom_error_type="headgate",
+        custom_error_message="is neither the engine's name nor {model: ..., adapter: ...}",
+    ),
+]
+Serves: TypeAlias = Annotated[
+    dict[ModelName, Served],
+    Field(min_length=1),
+    BeforeValidator(_served, json_schema_input_type=ModelName | list[ModelName] | dict[ModelName, Served]),
+]
+
+
 class PoolLimits(Section):
     prompt: MaybeCount = None
     """Longest prompt, tokens."""
@@ -374,6 +433,8 @@ class PoolLimits(Section):
     """Requests at a time per replica; more wait in the gateway's queue."""
     kv_tokens: MaybeCount = None
     """Tokens that a replica's cache holds; requests wait while it would overflow."""
+    adapters: MaybeCount = None
+    """LoRA adapters that a replica holds at a time."""
 
 
 class Replica(Section):
@@ -401,10 +462,14 @@ class Upstream(Section):
 
 
 class Slo(Section):
+    """What is promised. Reported; and a budget of the scheduler where it has none of its own."""
+
     ttft_p95_ms: MaybeMilliseconds = None
-    """Promised 95th percentile of the time to first token, milliseconds. Reported, not enforced."""
+    """95 of 100 streamed requests have their first token within so many milliseconds."""
     tpot_p99_ms: MaybeMilliseconds = None
-    """Promised 99th percentile of the time per output token, milliseconds. Reported, not enforced."""
+    """99 of 100 streamed requests take no longer per output token after the first, milliseconds."""
+    queue_ms: MaybeMilliseconds = None
+    """95 of 100 requests wait no longer for a replica, milliseconds."""
 
 
 class Queue(Section):
@@ -427,6 +492,8 @@ class Class(Section):
     """Refuse a request whose first token cannot come within the budget. Default: interactive only."""
     reserved: CountFromZero = 0
     """Slots of each replica that only this class and more urgent ones may use."""
+    slo: Slo = Slo()
+    """What this class is promised here, field by field in place of the pool's; `null`: nothing."""
 
 
 class Scheduler(Section):
@@ -440,7 +507,7 @@ class Scheduler(Section):
     kappa: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False), _VARIABLE] = Policy().kappa
     """Seconds of place in line per second of predicted work."""
     slack_cap_s: Seconds = Policy().slack_cap
-    """Most seconds that its own length costs a request in line."""
+    """Seconds that its own length costs a request in line at most, approached by the longest."""
     strict: Flag = False
     """Nothing of a lower class goes before anything of a higher one."""
     classes: dict[ClassName, Class] = {}
@@ -448,19 +515,26 @@ class Scheduler(Section):
     long_prompt: Count = Policy().long_prompt
     """Uncached prompt tokens beyond which a request is in the long lane."""
     tpot_target_ms: Milliseconds = Policy().tpot_target * 1000
-    """Time per output token to keep: a replica gets prompts in doses of 1.5 times that."""
+    """Time per output token to keep: a replica gets prompts in doses of 1.5 times that, and under `lanes` no
+    faster than leaves running answers that time."""
+    tpot_long_ms: Milliseconds = Policy().tpot_long * 1000
+    """The same on the replicas of the long lane, while nobody has to be refused for want of time."""
     fair: Flag = True
     """Balance tenants by their weights."""
     fair_after_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False), _VARIABLE] = Policy().fair_after
     """Only while the line takes so long to drain, or somebody had to be refused lately; 0: always."""
     quantum: Count = int(Policy().quantum)
-    """Token equivalents by which a tenant may be ahead of another that waits."""
+    """Work, as tokens of a short prompt, by which a tenant may be ahead of another that waits."""
     headroom: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _VARIABLE] = Policy().headroom
     """Part of each replica that is closed to a tenant above its share while others are active."""
     budget_ms: Milliseconds = Policy().budget * 1000
-    """Time to the first token for classes that are shed, where a request brings no deadline."""
+    """Time to the first token for classes that are shed; the client's own deadline, if that is earlier.
+    Written, it wins over the slo; else the slo gives it where it promises `ttft_p95_ms` or `queue_ms`."""
     budget_long_ms: Milliseconds = Policy().budget_long * 1000
     """The same in the long lane."""
+    preempt: Annotated[int, Field(ge=0, le=100), _VARIABLE] = 0
+    """How often a batch request that was sent, and has no first token yet, may go back in line for an
+    interactive one."""
     overdue: Literal["refuse", "demote"] = "refuse"
     """Answer 503 to a request that cannot meet its budget, or let it wait as `batch`."""
 
@@ -470,8 +544,86 @@ class Placement(Section):
 
     kind: PlacementName = "predicted_ttft"
     """See docs/scheduling.md."""
-    prefix_tokens: CountFromZero = 0
-    """Tokens per block in the picture of the engines' prefix caches; 0: they do not reuse prefixes."""
+    prefix_tokens: MaybeCountFromZero = None
+    """Tokens per block in the picture of the engines' prefix caches; 0: they do not reuse prefixes. Default:
+    128 for engines that do unless they are told not to, else 0."""
+    share_prefixes: Flag = True
+    """Whether a tenant's prompts may profit from what was computed for another's."""
+
+
+class EngineWake(Section):
+    kind: Literal["engine"]
+    """The engine's own way: vLLM's sleep mode, Triton's model repository."""
+
+
+class HttpStep(Section):
+    placeholders: ClassVar[Mapping[str, Any]] = {"path": "/"}
+
+    path: Annotated[str, Field(pattern=PATH_PATTERN)]
+    """Path of the request, with its query."""
+    url: Url | None = None
+    """Base URL that it is sent to, once. Absent: it is sent to each replica, with the pool's `upstream`."""
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "POST"
+    """Method of the request."""
+    headers: dict[
+        Annotated[str, Field(pattern=HEADER_PATTERN)], Annotated[str, Field(pattern=HEADER_VALUE_PATTERN)]
+    ] = Field(default={}, repr=False)
+    """Its headers, beside `content-type`."""
+    body: JsonObject | None = Field(None, repr=False)
+    """Its body, sent as JSON."""
+
+
+class HttpWake(Section):
+    placeholders: ClassVar[Mapping[str, Any]] = {"wake": []}
+
+    kind: Literal["http"]
+    """Requests that an operator writes down."""
+    wake: Annotated[list[HttpStep], Field(min_length=1)]
+    """What wakes it: requests, one after the other, each answered 2xx."""
+    cool: list[HttpStep] = []
+    """What puts it to sleep. Absent: nothing does."""
+
+
+class CommandWake(Section):
+    placeholders: ClassVar[Mapping[str, Any]] = {"wake": []}
+
+    kind: Literal["command"]
+    """Programs; only where the gateway was started with `--allow-commands`."""
+    wake: Annotated[list[Text], Field(min_length=1)]
+    """What wakes it: a program and its arguments, for no shell."""
+    cool: list[Text] = []
+    """What puts it to sleep. Absent: nothing does."""
+
+
+class KubernetesWake(Section):
+    placeholders: ClassVar[Mapping[str, Any]] = {"name": ""}
+
+    kind: Literal["kubernetes"]
+    """Scales a Deployment or StatefulSet, with the service account of the gateway's pod."""
+    resource: Literal["deployment", "statefulset"] = "deployment"
+    """What is scaled."""
+    name: Annotated[str, Field(pattern=KUBERNETES_PATTERN)]
+    """Its name."""
+    namespace: Annotated[str, Field(pattern=KUBERNETES_PATTERN)] | None = None
+    """Its namespace. Default: the gateway's."""
+    replicas: Count = 1
+    """To how many pods it is woken; to sleep: 0."""
+
+
+Wake: TypeAlias = Annotated[EngineWake | HttpWake | CommandWake | KubernetesWake, Field(discriminator="kind")]
+
+
+class WarmUp(Section):
+    """What a replica that appears or returns is sent before it gets traffic."""
+
+    prompts: list[Text] = []
+    """Texts, each sent as a chat of one message to each model of the pool."""
+    max_tokens: Count = 1
+    """Output tokens of each."""
+    common_prefixes: Annotated[int, Field(ge=0, le=32), _VARIABLE] = 0
+    """So many of the system prompts that the pool saw most often are sent too. 0: none is remembered."""
+    timeout_s: Seconds = 30.0
+    """After so many seconds the replica gets traffic all the same."""
 
 
 class Pool(Section):
@@ -482,7 +634,8 @@ class Pool(Section):
     options: JsonObject = {}
     """Options of that engine kind."""
     serves: Serves
-    """Public model name to the name this engine wants; a name alone, or a list, means both are equal."""
+    """Public model name to the name this engine wants, or to a LoRA adapter of it; a name alone, or a list,
+    means both are equal."""
     replicas: Annotated[list[Replica], Field(min_length=1)]
     """The engines of this pool: same kind, same models, same limits."""
     limits: PoolLimits = PoolLimits()
@@ -492,7 +645,19 @@ class Pool(Section):
     labels: dict[Name, Text] = {}
     """Free words that a tenant's `allow` can ask for."""
     state: Literal["hot", "warm", "cold"] = "hot"
-    """A `cold` pool gets no requests."""
+    """What it is while nobody asks for it: in service, asleep in a process that stays, or not there."""
+    wake: Annotated[
+        Wake | None, BeforeValidator(_kinded, json_schema_input_type=Literal["engine"] | Wake | None)
+    ] = None
+    """What wakes it, and puts it to sleep: `engine`, or a mapping."""
+    wake_timeout_s: MaybeSeconds = None
+    """Seconds for a wake, until a replica may have requests. Default: 60; of a `cold` pool 600."""
+    idle_after_s: MaybeSeconds = None
+    """Seconds without a request after which it is put to sleep. Default: 900; of a `hot` pool never."""
+    while_waking: Literal["hold", "fallback", "refuse"] = "hold"
+    """Requests until it is awake: wait, go to the next pool of their chain, or get 503 with `retry-after`."""
+    warm_up: WarmUp | None = None
+    """What a replica that appears or returns is sent before it gets traffic."""
     slo: Slo = Slo()
     """What the operator promises."""
     relay: Literal["auto", "raw", "patched"] = "auto"
@@ -511,6 +676,11 @@ class Pool(Section):
         Placement, BeforeValidator(_kinded, json_schema_input_type=PlacementName | Placement)
     ] = Placement()
     """To which replica: `predicted_ttft`, `least_tokens`, `least_requests`, ..., or a mapping."""
+    lends_to: list[Name] = []
+    """Pools whose waiting requests idle replicas of this one serve, where the rule's chain leads on here."""
+    engine_priority: Flag = False
+    """Tell the engines how urgent a request is, by its class and the client's `priority`. They must have been
+    started for it."""
     profile: MaybeText = None
     """A file of `headgate calibrate`: how fast its replicas are until their answers have told."""
 
@@ -566,23 +736,83 @@ class OtherModel(Section):
     """Pools that serve it, in order."""
 
 
-POOL_TAG, MODEL_TAG = "a pool", "another model"
+POOL_TAG, MODEL_TAG, SPLIT_TAG = "a pool", "another model", "weights"
 
 
 def _entry_tag(value: Any) -> str | None:
     if isinstance(value, str):
         return POOL_TAG
-    return MODEL_TAG if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        return MODEL_TAG if "model" in value or "pools" in value else SPLIT_TAG
+    return None
 
+
+Part: TypeAlias = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False), _VARIABLE]
 
 ChainEntry: TypeAlias = Annotated[
-    Annotated[Name, Tag(POOL_TAG)] | Annotated[OtherModel, Tag(MODEL_TAG)],
+    Annotated[Name, Tag(POOL_TAG)]
+    | Annotated[OtherModel, Tag(MODEL_TAG)]
+    | Annotated[dict[Name, Part], Field(min_length=1), Tag(SPLIT_TAG)],
     Discriminator(
         _entry_tag,
         custom_error_type="headgate",
-        custom_error_message="is neither a pool name nor {model: ..., pools: [...]}",
+        custom_error_message="is neither a pool name, nor {POOL: weight}, nor {model: ..., pools: [...]}",
     ),
 ]
+
+
+class Mirror(Section):
+    """Nobody waits for it, nobody pays for it."""
+
+    placeholders: ClassVar[Mapping[str, Any]] = {"pool": "", "share": 0.0}
+
+    pool: Name
+    """Must serve the models that reach the rule."""
+    share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _VARIABLE]
+    """Part of the rule's requests, 0 to 1."""
+    in_flight: Count = 4
+    """Mirrored requests at a time; the others are left out."""
+    tokens_per_minute: Count | None = None
+    """Prompt and output tokens that it may cost; what is beyond is left out."""
+
+
+class OverloadWhen(Section):
+    """All given signals of the pool's line must have reached their thresholds."""
+
+    queue_wait_ms: MaybeMilliseconds = None
+    """Milliseconds in which the work drains that may go before a newcomer of its class."""
+    waiting: MaybeCount = None
+    """Requests in line."""
+
+
+class OverloadStep(Section):
+    """What is taken from a request while the line is long; the steps that are on hold together."""
+
+    placeholders: ClassVar[Mapping[str, Any]] = {"when": OverloadWhen()}
+
+    when: OverloadWhen
+    """When it goes on."""
+    off_below: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _VARIABLE] = 0.5
+    """It goes off when a signal has stayed below this part of its threshold,"""
+    dwell_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False), _VARIABLE] = 10.0
+    """for so many seconds."""
+    max_tokens: MaybeCount = None
+    """Most output tokens per choice."""
+    n: MaybeCount = None
+    """Most choices per prompt."""
+    priority_class: ClassName | None = Field(None, alias="class")
+    """The most urgent class: others wait as this one."""
+    model: ModelName | None = None
+    """The model that answers instead; the client sees it in `x-headgate-model`."""
+    pools: Annotated[list[Name] | None, Field(min_length=1)] = None
+    """Pools that serve it. Default: those of the rule that do."""
+
+
+class ClassPolicy(Section):
+    """What holds for a priority class, whatever the rule."""
+
+    overload: list[OverloadStep] = []
+    """What its requests lose while the line is long, in steps."""
 
 
 class Rule(Section):
@@ -600,6 +830,17 @@ class Rule(Section):
     """Reasons for going on to the next pool."""
     after_ms: Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False), _VARIABLE] = 0.0
     """Milliseconds to wait in an overloaded pool's queue before going on."""
+    queue_comments_ms: Annotated[
+        Annotated[float, Field(ge=500, le=60_000, allow_inf_nan=False)] | None, _VARIABLE
+    ] = None
+    """Every so many milliseconds of waiting, a streamed request is told its place in line, as an SSE comment.
+    The first one commits the status: what fails later is told in the stream."""
+    sticky: Literal["tenant", "key", "session", "request"] = "key"
+    """Who draws a pool of weighted entries, and keeps it."""
+    mirror: Mirror | None = None
+    """A pool that is sent a share of the requests too; its answers are thrown away."""
+    overload: list[OverloadStep] = []
+    """What requests lose while the line is long, in steps, before any is refused."""
 
 
 # -------------------------------------------------------------------------------------------- tenants
@@ -614,6 +855,8 @@ class Key(Section):
     """`sha256:` and the SHA-256 of the key, hex."""
     limits: list[Limit] = []
     """What this key may use, within what its tenant may."""
+    degrade: Flag = True
+    """`false`: its requests lose nothing in overload; they wait or are refused."""
 
 
 class Allow(Section):
@@ -641,6 +884,8 @@ class Tenant(Section):
     """Most output tokens per choice."""
     limits: list[Limit] = []
     """What the tenant may use."""
+    degrade: Flag = True
+    """`false`: its requests lose nothing in overload; they wait or are refused."""
 
 
 # ------------------------------------------------------------------------------------------ the whole
@@ -663,6 +908,8 @@ class RoutesFile(Section):
     """Who may call, and how much."""
     limits: list[SharedLimit] = []
     """What all tenants together, or each of them, may use."""
+    classes: dict[ClassName, ClassPolicy] = {}
+    """What holds for a priority class, whatever the rule."""
 
 
 def json_schema() -> dict[str, Any]:

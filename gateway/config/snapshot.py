@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Literal
 
-from backends.contract import EngineAdapter, RelayMode
+from backends.contract import EngineAdapter, Lora, RelayMode
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -202,6 +202,16 @@ OFFSETS: Mapping[PriorityClass, float] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """What a class is promised, as the scheduler keeps to it. Seconds; None: its own setting holds."""
+
+    ttft: float | None = None
+    """To the first token."""
+    queue: float | None = None
+    """To being sent."""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Who of those that wait for a pool goes next, where, and when (gateway/queueing/scheduler.py).
 
@@ -214,18 +224,24 @@ class Policy:
 
     kappa: float = 100.0
     """Seconds of place in line per second of predicted work: shorter first."""
-    slack_cap: float = 60.0
-    """Most seconds that a request's own work may cost it in line: the bound on overtaking."""
+    slack_cap: float = 120.0
+    """Seconds that a request's own work costs it in line at most, approached and never reached: the bound on
+    overtaking."""
     offsets: Mapping[PriorityClass, float] = field(default_factory=lambda: OFFSETS)
     strict: bool = False
     """Classes are bands: nothing of a lower class goes before anything of a higher one."""
 
-    long_prompt: int = 4096
+    long_prompt: int = 2048
     """Uncached prompt tokens beyond which a request goes in the long lane."""
-    long_margin: float = 1.2
+    long_margin: float = 1.0
     """Replicas for the long lane, over the measured rate of its work."""
     tpot_target: float = 0.060
-    """Seconds per output token that running requests may see: prefill is fed in doses of 1.5 times that."""
+    """Seconds per output token that running requests may see: prefill is fed in doses of 1.5 times that, and
+    under `lanes` no faster than leaves time for the steps between (pacing.py)."""
+    tpot_long: float = 0.100
+    """The same on replicas of the long set, while nobody has to be refused for want of time."""
+    pace: bool = True
+    """Whether `lanes` paces prefill at all; for comparisons."""
     dose: tuple[int, int] = (1024, 4096)
     """Least and most unstarted prompt tokens that a replica is given at a time."""
     kv_guard: float = 0.92
@@ -237,26 +253,40 @@ class Policy:
     to be refused for want of time; 0: always. In a short line all get what they ask for soon, and holding
     somebody back only costs."""
     quantum: float = 50_000.0
-    """Token equivalents by which a tenant may be ahead of the least served one that waits."""
-    output_weight: float = 4.0
-    """Token equivalents of an output token; a prompt token is one."""
+    """Work, as prompt tokens of a short prompt, by which a tenant may be ahead of the least served one that
+    waits."""
     headroom: float = 0.30
     """Share of each replica's slots and cache closed to a tenant that holds more than its share."""
 
     shed: frozenset[PriorityClass] = frozenset({PriorityClass.interactive})
     """Classes whose requests are refused once their budget cannot be met."""
     budget: float = 10.0
-    """Seconds to the first token for a request of those classes that brings no deadline of its own."""
+    """Seconds to the first token for a request of those classes, unless its own deadline is earlier."""
     budget_long: float = 30.0
     """The same in the long lane; and never below `budget_stretch` times the bare prefill."""
     budget_stretch: float = 5.0
+    budgets: Mapping[PriorityClass, Budget] = field(default_factory=lambda: MappingProxyType({}))
+    budgets_long: Mapping[PriorityClass, Budget] = field(default_factory=lambda: MappingProxyType({}))
+    """Of classes that are promised something (`slo`), in place of the two above."""
     overdue: Literal["refuse", "demote"] = "refuse"
     """What becomes of a request that cannot meet its budget: a refusal, or its place in line as `batch`."""
     reserved: Mapping[PriorityClass, int] = field(default_factory=lambda: MappingProxyType({}))
     """Slots per replica that only this class and more urgent ones may use."""
+    preempt: int = 0
+    """How often a batch request that was sent, and has no first token, may give way to interactive ones."""
 
     prefix_tokens: int = 0
     """Tokens per block of the prefix index; 0 where engines do not reuse prefixes, or nobody knows."""
+
+    def time_to_first(self, priority: PriorityClass, *, long: bool, bare: float) -> float:
+        """Seconds to the first token that a request of this class has, if it says nothing itself; `bare` is
+        its prefill alone on the fastest replica."""
+        seconds = self.budget_long if long else self.budget
+        promised = (self.budgets_long if long else self.budgets).get(priority)
+        if promised is None:
+            return max(seconds, self.budget_stretch * bare)
+        seconds = max(seconds if promised.ttft is None else promised.ttft, self.budget_stretch * bare)
+        return seconds if promised.queue is None else min(seconds, promised.queue + bare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +298,8 @@ class PoolLimits:
     total: int | None = None
     in_flight: int | None = None
     kv_tokens: int | None = None
+    adapters: int | None = None
+    """LoRA adapters that a replica holds at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,12 +320,15 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds. `first_token`: sent until the first event; `idle`: between events; `total`: the whole
-    request from its receipt, waiting included; `send`: one write to a client that does not read."""
+    """Seconds. `first_token`: sent until the first event; `idle`: between events; `keepalive`: silence in a
+    stream that has begun until a comment is sent; `total`: the whole request from its receipt, waiting
+    included; `send`: one write to a client that does not read."""
 
     connect: float = 2.0
     first_token: float = 120.0
     idle: float = 30.0
+    keepalive: float = 15.0
+    """Infinite: never."""
     total: float = 3600.0
     send: float = 60.0
 
@@ -311,10 +346,14 @@ class QueueBounds:
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """What the operator promises; reported, not enforced. Milliseconds."""
+    """What the operator promises. Milliseconds; None: nothing."""
 
     ttft_p95_ms: float | None = None
     tpot_p99_ms: float | None = None
+    queue_ms: float | None = None
+
+    def __bool__(self) -> bool:
+        return any(promised is not None for promised in (self.ttft_p95_ms, self.tpot_p99_ms, self.queue_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,26 +373,115 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineWake:
+    """The engine's own way (`EngineAdapter.sleep`): vLLM's sleep mode, Triton's model repository."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpStep:
+    """One request, answered 2xx when it is done. `url` None: to each replica, with the pool's credentials."""
+
+    path: str
+    url: str | None = None
+    method: str = "POST"
+    headers: Mapping[str, str] = field(default_factory=lambda: EMPTY, repr=False)
+    body: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpWake:
+    """Requests, one after the other. Nothing in `cool`: it is never put to sleep."""
+
+    wake: tuple[HttpStep, ...]
+    cool: tuple[HttpStep, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CommandWake:
+    """Programs with their arguments, for no shell; each has done it when it ends with 0."""
+
+    wake: tuple[str, ...]
+    cool: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesWake:
+    """A Deployment or StatefulSet, scaled to `replicas` and to 0."""
+
+    resource: Literal["deployment", "statefulset"]
+    name: str
+    namespace: str | None = None
+    """None: the gateway's own."""
+    replicas: int = 1
+
+
+Wake = EngineWake | HttpWake | CommandWake | KubernetesWake
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """How a pool that may sleep is woken, and when it sleeps (gateway/activation/). Seconds."""
+
+    wake: Wake
+    timeout: float
+    """For a wake, from its beginning until a replica may have requests."""
+    idle_after: float | None
+    """Without a request for so long, it is put to sleep; None: it is not."""
+    while_waking: Literal["hold", "fallback", "refuse"] = "hold"
+    """What becomes of requests until it is awake."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """What a replica that appears or returns is sent before traffic (gateway/activation/warming.py)."""
+
+    prompts: tuple[str, ...] = ()
+    max_tokens: int = 1
+    common_prefixes: int = 0
+    """So many of the system prompts that were seen most often are sent too."""
+    timeout: float = 30.0
+    """Seconds after which the replica gets traffic all the same."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     name: str
     engine: str
     adapter: EngineAdapter
     serves: Mapping[str, str]
-    """Public model name -> the name this engine wants."""
+    """Public model name -> the name this engine wants; of a LoRA adapter, its base model's."""
     replicas: tuple[Replica, ...]
     limits: PoolLimits = PoolLimits()
     upstream: Upstream = Upstream()
     labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     state: Literal["hot", "warm", "cold"] = "hot"
-    """`cold` pools take no traffic; `hot` and `warm` do."""
+    """What it is while nobody asks for it: in service, asleep in a process that stays, or not there. Without
+    an activation `cold` pools take no traffic, and the others do."""
     slo: Slo = Slo()
+    class_slos: Mapping[PriorityClass, Slo] = field(default_factory=lambda: MappingProxyType({}))
+    """Of classes that are promised something else than the pool at large."""
     relay: RelayMode = "patched"
     upstream_stream: UpstreamStream = "auto"
     timeouts: Timeouts = Timeouts()
     queue: QueueBounds = QueueBounds()
     policy: Policy = Policy()
+    loras: Mapping[str, Lora] = field(default_factory=lambda: MappingProxyType({}))
+    """Public model name -> the adapter that it is, for those that are one."""
+    share_prefixes: bool = True
+    """Whether a tenant's prompts may profit from what engines computed for another's."""
+    engine_priority: bool = False
+    """Whether engines are told how urgent a request is."""
+    lends_to: tuple[str, ...] = ()
+    """Pools whose waiting requests its idle replicas serve, where the request's chain goes on to this one."""
     pace: Pace | None = None
     """None: nobody measured it."""
+    activation: Activation | None = None
+    """None: it is neither woken nor put to sleep."""
+    warm_up: WarmUp | None = None
+
+    def promised(self, priority: PriorityClass) -> Slo:
+        """What requests of a class are promised here."""
+        return self.class_slos.get(priority, self.slo)
 
 
 # ---------------------------------------------------------------------------------------------- rules
@@ -410,6 +538,53 @@ class Hop:
 
     pool: str
     model: str | None = None
+    weight: float | None = None
+    """Its part of a split: neighbours with weights share the requests that reach them."""
+
+
+Sticky = Literal["tenant", "key", "session", "request"]
+"""Who draws a pool of a split, and keeps it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A share of a rule's requests is sent to another pool too, whose answers nobody gets."""
+
+    pool: str
+    share: float
+    """0 to 1."""
+    in_flight: int = 4
+    """Mirrored requests at a time; beyond this they are left out."""
+    tokens_per_minute: int | None = None
+    """Prompt tokens and asked output together; beyond this they are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverloadStep:
+    """One step of a brown-out: on while a line is long, it takes something from each request.
+
+    When it is on: queueing/brownout.py. What it takes: routing/degrading.py. All given signals must have
+    reached their thresholds.
+    """
+
+    queue_wait: float | None = None
+    """Seconds in which the work drains that may go before a newcomer of the class."""
+    waiting: int | None = None
+    """Requests in line."""
+    off_below: float = 0.5
+    """It goes off when a signal has stayed below this part of its threshold ..."""
+    dwell: float = 10.0
+    """... for so many seconds."""
+    max_tokens: int | None = None
+    """Most output tokens per choice."""
+    n: int | None = None
+    """Most choices per prompt."""
+    priority_class: PriorityClass | None = None
+    """The most urgent class."""
+    model: str | None = None
+    """The model that answers instead, ..."""
+    pools: tuple[str, ...] = ()
+    """... and the pools that are asked for it, before those of the chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,6 +596,17 @@ class Rule:
     on: frozenset[HopReason] = frozenset({"unavailable", "failed"})
     after: float = 0.0
     """Seconds to wait in an overloaded pool's queue before the `overloaded` hop is taken."""
+    queue_comments: float | None = None
+    """Seconds between two comments to a client that waits for a stream; None: none."""
+    sticky: Sticky = "key"
+    mirror: Mirror | None = None
+    overload: tuple[OverloadStep, ...] = ()
+    """What requests lose while the line is long, instead of being refused."""
+
+    @property
+    def splits(self) -> bool:
+        """Whether part of the chain is drawn."""
+        return any(hop.weight is not None for hop in self.chain)
 
 
 # -------------------------------------------------------------------------------------------- tenants
@@ -433,6 +619,8 @@ class Key:
     """SHA-256 of the key, 64 lower-case hex digits."""
     expires: float | None = None
     """Seconds since 1970; None for never. Keys of the file have no end, unless they are rotated."""
+    degrade: bool = True
+    """Whether its requests may lose something in overload (`overload`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,7 +632,7 @@ class Allow:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: EMPTY)
 
     def model(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self.models)
+        return "*" in self.models or any(fnmatchcase(name, pattern) for pattern in self.models)
 
     def pool_fault(self, pool: Pool) -> str | None:
         """The label that keeps this tenant out of `pool`, as a phrase, or None."""
@@ -464,6 +652,8 @@ class Tenant:
     allow: Allow = Allow()
     max_tokens: int | None = None
     """Ceiling of output tokens per choice."""
+    degrade: bool = True
+    """Whether its requests may lose something in overload."""
 
 
 ANONYMOUS = Tenant(name="anonymous")
@@ -506,6 +696,10 @@ class Snapshot:
     """All limits of the file, wherever they are written."""
     keys: Mapping[str, tuple[Tenant, Key]] = field(repr=False)
     """Key digest -> whose it is. In force is what the file says with the state store's overlay on it."""
+    overload: Mapping[PriorityClass, tuple[OverloadStep, ...]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    """Steps of each class, whatever the rule."""
 
     def model(self, asked: str) -> Model | None:
         """The model a client names, by name or alias; the `*` model where it is declared and nothing else

@@ -19,9 +19,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
+from typing import Literal
 
-from backends.contract import Engine, EngineError, EngineLimits, ErrorKind, TransportError
+from backends.contract import Engine, EngineError, EngineLimits, ErrorKind, Load, TransportError
 from gateway.config.snapshot import PriorityClass, Replica
+from gateway.fleet.reported import NO_LOAD, Reported
 from gateway.fleet.step_model import StepModel
 from gateway.state.overlay import Drain
 
@@ -35,6 +37,11 @@ LEARN_EVERY = 0.05
 """Seconds between two first tokens that a replica's model learns from."""
 STRETCH = 8
 """Output tokens over which the time between tokens is measured."""
+
+
+Hold = Literal["asleep", "warming"]
+"""Why a replica that nobody drained gets no requests: its pool sleeps (gateway/activation/), or it is sent
+its warm-up requests first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,14 @@ class ReplicaStatistics:
     """Prompt and output tokens so far, of the requests in flight."""
     slowness: float = 1.0
     """Its measured prefill time as a multiple of the reference engine's."""
+    load: Load = NO_LOAD
+    """What it says of its own load, everybody's requests together; each figure as it was told last."""
+    load_age: float | None = None
+    """Seconds since it told any of that."""
+    foreign: int = 0
+    """Requests there that are not this gateway's."""
+    hold: Hold | None = None
+    """Why it gets no requests for now; None: it may have them."""
 
 
 class ReplicaLedger:
@@ -98,10 +113,14 @@ class ReplicaLedger:
         self.requests_total = 0
         self.last_error: str | None = None
         self.ready: bool | None = None
-        self.drained: Drain | None = None
-        """Set: it gets no new requests, whatever becomes of the others."""
+        self.closed = False
+        """It gets no new requests, whatever becomes of the others: it is drained, or on hold."""
+        self._drained: Drain | None = None
+        self._hold: Hold | None = None
         self.told = EngineLimits()
         """What it said of its limits when it was last asked."""
+        self.reported = Reported()
+        """What it said of its load."""
         self.clock = clock
         self.avoid_until = 0.0
         self._watchers: list[tuple[Callable[[], None], Callable[[ReplicaLedger], None] | None]] = []
@@ -110,6 +129,31 @@ class ReplicaLedger:
         self._probe: Slot | None = None
         self._learn_at = float("-inf")
         self._failures = 0
+
+    @property
+    def drained(self) -> Drain | None:
+        """Who took it out of service, and when; None where nobody did."""
+        return self._drained
+
+    @drained.setter
+    def drained(self, drained: Drain | None) -> None:
+        self._drained = drained
+        self.closed = drained is not None or self._hold is not None
+
+    @property
+    def hold(self) -> "Hold | None":
+        """Why it gets no requests for now, though nobody took it out of service; None: it may have them."""
+        return self._hold
+
+    @hold.setter
+    def hold(self, hold: "Hold | None") -> None:
+        self._hold = hold
+        self.closed = hold is not None or self._drained is not None
+
+    @property
+    def absent(self) -> bool:
+        """Whether nobody should wait for it: drained, or asleep. One that is warmed up is there soon."""
+        return self._drained is not None or self._hold == "asleep"
 
     def cooling(self) -> bool:
         """Whether the replica failed to answer lately and should be left alone if others can serve."""
@@ -150,8 +194,8 @@ class ReplicaLedger:
         self.avoid_until = 0.0
 
     def usable(self) -> bool:
-        """Whether the replica should be tried: neither drained nor avoided."""
-        return self.drained is None and not self.cooling()
+        """Whether the replica should be tried: neither drained, nor on hold, nor avoided."""
+        return not self.closed and not self.cooling()
 
     def watch(
         self, changed: Callable[[], None], freed: "Callable[[ReplicaLedger], None] | None" = None
@@ -219,12 +263,14 @@ class ReplicaLedger:
         )
 
     def statistics(self) -> ReplicaStatistics:
+        now = self.clock()
+        age = self.reported.age(now)
         return ReplicaStatistics(
             id=self.replica.id,
             url=self.replica.url,
             in_flight=self.in_flight,
             outstanding_tokens=self.outstanding_tokens,
-            cooling_for=round(max(0.0, self.avoid_until - self.clock()), 3),
+            cooling_for=round(max(0.0, self.avoid_until - now), 3),
             last_error=self.last_error,
             requests_total=self.requests_total,
             ready=self.ready,
@@ -234,6 +280,10 @@ class ReplicaLedger:
             kv_reserved=self.kv_reserved,
             kv_seen=self.kv_seen,
             slowness=round(self.model.slowness, 3),
+            load=self.reported.load,
+            load_age=None if age is None else round(age, 3),
+            foreign=self.reported.foreign(now),
+            hold=self.hold,
         )
 
 
@@ -242,8 +292,8 @@ class Slot:
 
     __slots__ = (
         "_before", "_kv", "_long", "_mark", "_marked_at", "_marked_sent", "_on_release", "_output",
-        "_priority", "_prompt", "_sent_mark", "_step", "_uncached", "_unstarted", "ledger", "reserved",
-        "sent", "streamed",
+        "_priority", "_prompt", "_sent_mark", "_step", "_uncached", "_unstarted", "hit", "ledger",
+        "on_cached", "reserved", "sent", "stop", "streamed", "taken_back",
     )  # fmt: skip
 
     def __init__(
@@ -259,10 +309,19 @@ class Slot:
         self.ledger = ledger
         self.sent = ledger.clock()
         """When the slot was taken."""
+        self.hit = 0
+        """Tokens of the prompt that its engine is taken to have in its cache."""
+        self.on_cached: Callable[[int | None], None] | None = None
+        """To be called, where it is set, when the engine has told how much of the prompt it had in its cache;
+        None: it told its usage, and nothing of that."""
         self.streamed = 0
         """Output tokens so far."""
         self.reserved = prompt_tokens + output_tokens
         """Cache held for it in the books, tokens."""
+        self.stop: Callable[[], None] | None = None
+        """Set by its holder while it can be taken back: makes the holder give up what it has sent. Must not
+        ask for another slot before it returns."""
+        self.taken_back = False
         self._prompt = prompt_tokens
         self._output = output_tokens
         self._unstarted = True
@@ -292,6 +351,19 @@ class Slot:
     def started(self) -> bool:
         """Whether the prompt has been computed, as far as can be seen."""
         return not self._unstarted
+
+    @property
+    def unstarted_tokens(self) -> int:
+        """Prompt tokens that are still to be computed, as far as can be seen."""
+        return self._uncached if self._unstarted else 0
+
+    def take_back(self) -> None:
+        """Release it under its holder, who is told to stop. Only while `stop` is set."""
+        stop, self.stop = self.stop, None
+        assert stop is not None, "its holder lets it go"
+        self.taken_back = True
+        self.release()
+        stop()
 
     def progress(self, tokens: int) -> None:
         """`tokens` output tokens came; the first of them shows that the prompt has been computed."""

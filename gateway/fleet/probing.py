@@ -45,6 +45,8 @@ class Target:
     """Called after each probe."""
     learned: Callable[[], None]
     """Called when it told other limits than before."""
+    returned: Callable[[], None] = lambda: None
+    """Called when it is well after it was not, before anybody else hears of it."""
 
 
 class Prober:
@@ -65,7 +67,7 @@ class Prober:
                 async with client_for(target.endpoint) as client:
                     await self._keep_asking(client, target)
             except (OSError, ValueError) as error:  # a CA file that is not there or is none
-                self._note(target.ledger, False, f"health: {error}")
+                self._note(target, False, f"health: {error}")
             await asyncio.sleep(INTERVAL)
 
     async def _keep_asking(self, client: httpx.AsyncClient, target: Target) -> None:
@@ -90,7 +92,7 @@ class Prober:
             why = f"health answers {answer.status}"
         except NoAnswer as reason:
             ready, why = False, f"health: {reason}"
-        self._note(target.ledger, ready, why)
+        self._note(target, ready, why)
         target.probed()
         return ready
 
@@ -108,13 +110,17 @@ class Prober:
             target.learned()
         return len(statuses) == len(questions) and max(statuses, default=0) < 500
 
-    def _note(self, ledger: ReplicaLedger, ready: bool, why: str) -> None:
+    def _note(self, target: Target, ready: bool, why: str) -> None:
+        ledger = target.ledger
         before, ledger.ready = ledger.ready, ready
         fields = {"fields": {"replica": ledger.replica.id, "why": why}}
         if ready and before is False:
             ledger.reached()
+            target.returned()
             log.info("replica is ready again", extra=fields)
         if not ready:
             ledger.last_error = why
             if before is not False:
-                log.warning("replica is not ready", extra=fields)
+                # Of one that sleeps, nothing else is to be expected.
+                level = logging.INFO if ledger.hold == "asleep" else logging.WARNING
+                log.log(level, "replica is not ready", extra=fields)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.api.asgi import App, Receive, Scope, Send, header
-from gateway.telemetry.logs import request_log
+from gateway.telemetry.logs import log_request
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.records import RecordBook
 
@@ -63,4 +63,4 @@ class RequestLog:
             now = self._clock()
             if self._metrics is not None:
                 self._metrics.observe(record, now)
-            request_log.info(record.outcome, extra={"fields": record.as_row(now)})
+            log_request(record.outcome, record.as_row(now))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["MOST", "Lopsided", "PoolShare", "lopsided"]
+__all__ = ["MOST", "Lopsided", "PoolShare", "lopsided", "parts_of"]
 
 MOST = 1.5
 """How many times a pool's share of the work may be its share of the capacity, or the reverse."""
@@ -45,12 +45,20 @@ class Lopsided:
         )
 
 
-def lopsided(pools: Iterable[PoolShare], most: float = MOST) -> tuple[Lopsided, ...]:
-    """Those that differ too much, the worst first; none where there is one pool, or no work at all."""
+def parts_of(pools: Iterable[PoolShare]) -> tuple[PoolShare, ...]:
+    """Each as parts of the whole; none where there is no work or no capacity."""
     pools = list(pools)
     work, capacity = sum(pool.work for pool in pools), sum(pool.capacity for pool in pools)
-    if len(pools) < 2 or not work or not capacity:
+    if not work or not capacity:
         return ()
-    found = [Lopsided(pool.pool, pool.work / work, pool.capacity / capacity) for pool in pools]
+    return tuple(PoolShare(pool.pool, pool.work / work, pool.capacity / capacity) for pool in pools)
+
+
+def lopsided(pools: Iterable[PoolShare], most: float = MOST) -> tuple[Lopsided, ...]:
+    """Those that differ too much, the worst first; none where there is one pool, or no work at all."""
+    parts = parts_of(pools)
+    if len(parts) < 2:
+        return ()
+    found = [Lopsided(part.pool, part.work, part.capacity) for part in parts]
     far = [(max(each.factor, 1 / each.factor if each.factor else float("inf")), each) for each in found]
     return tuple(each for size, each in sorted(far, key=lambda pair: -pair[0]) if size > most)

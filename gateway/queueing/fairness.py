@@ -1,10 +1,12 @@
 """Fairness between tenants: who has been served how much, and who holds how many slots.
 
-Virtual token counters (Sheng et al., OSDI 2024, arXiv 2401.00588): a tenant's counter rises by
-(prompt + 4 x output) / weight when a request of it is sent, by what was expected, and is put right when it
-ends, by what came. What is sent while nobody waits is free. Who begins to wait is lifted to the least counter
-of those that wait: nobody saves up. A tenant more than a quantum ahead of the least served one that waits is
-*ahead*: its requests go when no other tenant's can. Within the quantum the order is that of the line.
+Virtual token counters (Sheng et al., OSDI 2024, arXiv 2401.00588): a tenant's counter rises by work / weight
+when a request of it is sent, by what was expected, and is put right when it ends, by what came. Work is the
+time of a replica that a request takes up (`StepModel.work`), told in prompt tokens: a long prompt costs more
+than its tokens say, and an output token as much as it costs among others. What is sent while nobody waits is
+free. Who begins to wait is lifted to the least counter of those that wait: nobody saves up. A tenant more
+than a quantum ahead of the least served one that waits is *ahead*: its requests go when no other tenant's
+can. Within the quantum the order is that of the line.
 
 Counters alone do not keep room free: a flood fills every slot before the next tenant asks. So a tenant that
 holds more than its share of all slots, while others are active, is *over*: of each replica it may use only
@@ -28,7 +30,7 @@ class Account:
         self.tenant = tenant
         self.weight = 1.0
         self.served = 0.0
-        """Token equivalents per unit of weight."""
+        """Work per unit of weight, as prompt tokens."""
         self.in_flight = 0
         self.waiting = 0
         self.standing = 0
@@ -50,7 +52,6 @@ class Accounts:
         """Whether the line is long enough to divide what there is; kept by the scheduler. In a short one all
         get what they ask for soon, and to hold somebody back would only cost."""
         self._quantum = policy.quantum
-        self._output = policy.output_weight
         self._accounts: dict[str, Account] = {}
         self._waiting: list[tuple[float, str, Account]] = []
         self._ahead: list[tuple[float, str, Account]] = []
@@ -103,18 +104,18 @@ class Accounts:
                 self._deactivate(account)
             self._welcome()
 
-    def sent(self, account: Account, prompt: int, output: int, *, charged: bool) -> None:
-        """A request of it, no longer waiting, got a slot. `charged`: somebody waits, or it did."""
+    def sent(self, account: Account, cost: float) -> None:
+        """A request of it, no longer waiting, got a slot. `cost`: 0 where nobody waits, nor did it."""
         if not account.in_flight and not account.waiting:
             self._activate(account)
         account.in_flight += 1
-        if self.fair and charged:
+        if self.fair and cost:
             if not account.waiting:
                 account.served = max(account.served, self._least)
-            self._charge(account, prompt + self._output * output)
+            self._charge(account, cost)
 
     def ended(self, account: Account, refund: float) -> None:
-        """A slot of it is back; `refund` token equivalents less (more, if negative) than expected."""
+        """A slot of it is back, and cost `refund` less (more, if negative) than expected."""
         account.in_flight -= 1
         if not account.in_flight and not account.waiting:
             self._deactivate(account)
@@ -125,8 +126,10 @@ class Accounts:
         elif account.standing & 1:
             self.judge(account)
 
-    def refund(self, expected_output: int, output: int) -> float:
-        return self._output * (expected_output - output)
+    def charge(self, account: Account, cost: float) -> None:
+        """What another pool served of it; negative to give back."""
+        if self.fair and cost:
+            self._charge(account, cost)
 
     def judge(self, account: Account) -> None:
         """Set the standing of a tenant anew."""

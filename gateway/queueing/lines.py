@@ -1,7 +1,7 @@
 """Lines of waiting requests, ordered within tenants and between them.
 
-A `Line` holds requests that may go to the same replicas. Each tenant's share of it is a heap; over the
-tenants' heads lie four more heaps, by the tenant's standing (fairness.py):
+A `Line` holds requests that may go to the same replicas, lent ones included. Each tenant's share of it is a
+heap; over the tenants' heads lie four more heaps, by the tenant's standing (fairness.py):
 
     0  entitled
     1  holds more than its share of slots: closed out of the last part of each replica
@@ -15,9 +15,9 @@ top. Every operation is O(log n).
 import heapq
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the scheduler's module imports this one
+if TYPE_CHECKING:  # both know lines
     from gateway.queueing.fairness import Account
-    from gateway.queueing.scheduler import Item
+    from gateway.queueing.items import Item
 
 __all__ = ["Flow", "Line"]
 
@@ -45,12 +45,13 @@ class Flow:
 class Line:
     """Requests that may go to the same replicas."""
 
-    __slots__ = ("count", "exclude", "flows", "heads", "priority", "size")
+    __slots__ = ("count", "exclude", "flows", "heads", "lenders", "priority", "size")
 
-    def __init__(self, size: int, priority: int, exclude: frozenset[str]) -> None:
+    def __init__(self, size: int, priority: int, exclude: frozenset[str], lenders: frozenset[str]) -> None:
         self.size = size
         self.priority = priority
         self.exclude = exclude
+        self.lenders = lenders
         self.count = 0
         self.flows: dict[str, Flow] = {}
         self.heads: tuple[list[tuple[float, int, Flow]], ...] = ([], [], [], [])

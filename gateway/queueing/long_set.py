@@ -1,8 +1,8 @@
 """How many replicas long prompts get, and which.
 
 Every 100 arrivals the rate of long work (replica-seconds of the reference engine per second) is measured
-anew; the long set is as many replicas, slowest first, as carry 1.2 times that rate, and at most 1.2 times
-the long share of all work. Before the first measurement all replicas are in it. Too many, and every replica
+anew; the long set is as many replicas, slowest first, as carry that rate, and at most the long share of all
+work. Before the first measurement all replicas are in it. Too many, and every replica
 has long prompts between the steps of short requests; too few, and long requests wait for minutes.
 """
 

@@ -1,14 +1,15 @@
 """Orders: who is next. One number per request, fixed when it comes; the lowest goes first.
 
-    lanes, slack    arrival + offset(class) + min(kappa * work, slack cap)
+    lanes, slack    arrival + offset(class) + slack / (1 + slack / cap), where slack = kappa * work
     sjf             work + offset(class)
     fcfs            arrival + offset(class)
 
 *work* is the predicted seconds of a replica that the request takes up (`StepModel.work`). Under `lanes` and
 `slack` nobody is overtaken by a request that came more than offset + slack cap later; under `sjf` there is no
-bound. `lanes` also keeps long prompts in a line of their own, on a part of the replicas (scheduler.py).
+bound. The cap is approached, not reached: among requests that are all long, the longest still gives way most.
+`lanes` also keeps long prompts in a line of their own, on a part of the replicas (scheduler.py).
 
-To add one: a class with these two methods, and a line in `ORDERS`.
+To add one: a class with these methods, and a line in `ORDERS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,6 +32,9 @@ class Order(Protocol):
     def floor(self, now: float) -> float:
         """A key below which there is hardly anybody: where sums over the line begin."""
 
+    def last(self, now: float, priority: PriorityClass) -> float:
+        """The highest key that a request of this class may get now, however long it is."""
+
 
 class Slack:
     """Shorter first, aged; with or without lanes."""
@@ -43,10 +47,13 @@ class Slack:
 
     def key(self, arrival: float, work: float, priority: PriorityClass) -> float:
         slack = self._kappa * work
-        return arrival + self._offsets[priority] + (slack if slack < self._cap else self._cap)
+        return arrival + self._offsets[priority] + slack * self._cap / (slack + self._cap)
 
     def floor(self, now: float) -> float:
         return now - 60.0
+
+    def last(self, now: float, priority: PriorityClass) -> float:
+        return now + self._offsets[priority] + self._cap
 
 
 class ShortestFirst:
@@ -61,6 +68,9 @@ class ShortestFirst:
     def floor(self, now: float) -> float:
         return 0.0
 
+    def last(self, now: float, priority: PriorityClass) -> float:
+        return float("inf")
+
 
 class FirstCome:
     lanes = False
@@ -73,6 +83,9 @@ class FirstCome:
 
     def floor(self, now: float) -> float:
         return now - 60.0
+
+    def last(self, now: float, priority: PriorityClass) -> float:
+        return now + self._offsets[priority]
 
 
 ORDERS: Mapping[OrderName, Callable[[Policy], Order]] = MappingProxyType(

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Protocol
 from gateway.fleet.ledger import ReplicaLedger
 from gateway.queueing.policies import PlacementName
 
-if TYPE_CHECKING:  # the scheduler's module imports this one
-    from gateway.queueing.scheduler import Item
+if TYPE_CHECKING:  # items know accounts, and those lines
+    from gateway.queueing.items import Item
 
 __all__ = ["PLACEMENTS", "Placement", "View"]
 
@@ -36,18 +36,21 @@ class View:
     """A replica as the scheduler sees it: its ledger, and what is derived from it now and then."""
 
     __slots__ = (
-        "attention_s", "dose", "index", "kv_limit", "kv_over", "kv_s", "ledger", "long", "sequence_s",
-        "slots", "slots_over", "slowness", "token_s", "weight",
+        "attention_s", "back_since", "dose", "full_until", "index", "kv_limit", "kv_over", "kv_s", "ledger",
+        "long", "sequence_s", "slots", "slots_over", "slowness", "step_s", "token_s", "weight",
     )  # fmt: skip
 
     def __init__(self, ledger: ReplicaLedger, index: int) -> None:
         self.ledger = ledger
         self.index = index
+        self.back_since = ledger.back_since
         self.weight = ledger.replica.weight
         self.slowness = 1.0
-        self.token_s = self.attention_s = self.sequence_s = self.kv_s = 0.0
+        self.token_s = self.attention_s = self.step_s = self.sequence_s = self.kv_s = 0.0
         self.dose = 0.0
         """Unstarted tokens that it may have."""
+        self.full_until = float("-inf")
+        """Until when it has prompts enough (pacing.py)."""
         self.slots = float("inf")
         """Requests that it may have; `slots_over`: for tenants above their share."""
         self.slots_over = float("inf")

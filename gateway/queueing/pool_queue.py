@@ -7,14 +7,16 @@ Here are only the futures that wait, their patience, and the timer that looks ag
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.config.snapshot import Pool, PriorityClass
 from gateway.errors import Unavailable
 from gateway.fleet.ledger import ReplicaLedger, Slot
+from gateway.fleet.step_model import REFERENCE, StepModel
 from gateway.queueing.placements import View
 from gateway.queueing.scheduler import Item, PoolScheduler, Refusal
+from gateway.telemetry.windows import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class QueueStatistics:
     """Prompt tokens of those that wait."""
     expected_wait: float = 0.0
     """Seconds in which the line as it is drains."""
+    lent: int = 0
+    """Requests waiting for other pools that its replicas served, ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +52,18 @@ class PoolQueue:
     """The replicas of one pool and the requests that wait for them."""
 
     def __init__(
-        self, pool: Pool, ledgers: Sequence[ReplicaLedger], clock: Callable[[], float] | None = None
+        self,
+        pool: Pool,
+        ledgers: Sequence[ReplicaLedger],
+        clock: Callable[[], float] | None = None,
+        old: "PoolQueue | None" = None,
     ) -> None:
-        """`clock`: the ledgers' where it is not given."""
+        """`clock`: the ledgers' where it is not given. `old`: the pool's queue before a reload, which
+        remembers what its replicas have in their caches."""
         self.pool = pool
         self.ledgers = tuple(ledgers)
         self._clock = self.ledgers[0].clock if clock is None else clock
-        self.scheduler = PoolScheduler(
+        self.scheduler: PoolScheduler = PoolScheduler(
             self.ledgers,
             pool.policy,
             self._clock,
@@ -63,8 +72,19 @@ class PoolQueue:
             max_requests=pool.queue.max_requests,
             max_tokens=pool.queue.max_tokens,
             max_bytes=pool.queue.max_bytes,
+            adapters=pool.limits.adapters,
+            prefixes=None if old is None else old.scheduler.prefixes,
+            name=pool.name,
+            pace=StepModel(pool.pace),
         )
         self._timer: asyncio.TimerHandle | None = None
+        self._picture: Mapping[str, tuple[int, float]] = {}
+        self._picture_until = float("-inf")
+        self._demand = Window(2, seconds=600.0, parts=60)
+
+    def has(self, slot: Slot) -> bool:
+        """Whether the slot is on a replica of this pool."""
+        return slot.ledger in self.ledgers
 
     def close(self) -> None:
         """Hear no more of the replicas. For a queue that nobody will use again."""
@@ -75,11 +95,11 @@ class PoolQueue:
 
     def candidates(self, exclude: Collection[str] = ()) -> list[ReplicaLedger]:
         """Replicas that may be chosen, best first, whether or not they have room right now."""
-        return [view.ledger for view in self.scheduler.preference(frozenset(exclude))]
+        return [view.ledger for view in self.scheduler.replicas.preference(frozenset(exclude), self._clock())]
 
     def has_room(self, ledger: ReplicaLedger) -> bool:
         """Whether a small request could be sent to the replica now."""
-        return self.scheduler.has_room(self._view(ledger))
+        return self.scheduler.replicas.has_room(self._view(ledger))
 
     def acquire_nowait(
         self, prompt_tokens: int, output_tokens: int, exclude: Collection[str] = ()
@@ -107,18 +127,23 @@ class PoolQueue:
         wait: float,
         exclude: Collection[str] = (),
         arrival: float | None = None,
+        entered: float | None = None,
         name: str = "",
         tenant: str = "",
         weight: float = 1.0,
         priority: PriorityClass = PriorityClass.standard,
         deadline: float | None = None,
         prefix: tuple[int, ...] = (),
+        block_tokens: int = 0,
         session: str | None = None,
         adapter: str | None = None,
         size: int = 0,
         streamed: bool = True,
+        lenders: frozenset[str] = frozenset(),
+        preempted: int = 0,
     ) -> Slot:
-        """A slot, after waiting in line for at most `wait` seconds.
+        """A slot, after waiting in line for at most `wait` seconds; of another pool, if one of `lenders` had
+        room first.
 
         `exclude` names replicas that this request must not get; the rest is `Item`'s. Raises Unavailable
         (`no_replica`, `queue_full`, `queue_timeout`, `overloaded`). Cancelling leaves nothing behind.
@@ -126,6 +151,7 @@ class PoolQueue:
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         item = Item(
             arrival=self._clock() if arrival is None else arrival,
+            entered=entered,
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
             granted=lambda slot: _give(future, slot),
@@ -137,12 +163,19 @@ class PoolQueue:
             deadline=deadline,
             exclude=frozenset(exclude),
             prefix=prefix,
+            block_tokens=block_tokens,
             session=session,
             adapter=adapter,
             size=size,
             streamed=streamed,
+            lenders=lenders,
+            preempted=preempted,
         )
         refusal = self.scheduler.offer(item)
+        if not item.exclude and not preempted:  # its first time here
+            part = self._demand.part(self._clock())
+            part[0] += 1
+            part[1] += REFERENCE.work(prompt_tokens, item.uncached, output_tokens)
         if refusal is not None:
             raise self._error(refusal)
         if future.done():
@@ -162,6 +195,12 @@ class PoolQueue:
             self._give_up(item, future)
             raise
 
+    def held(
+        self, prompt_tokens: int, prefix: tuple[int, ...], block_tokens: int, session: str | None
+    ) -> Mapping[str, int]:
+        """Replica id -> tokens of a prompt that it probably has in its cache."""
+        return self.scheduler.prefixes.hits(prompt_tokens, prefix, session, block_tokens)
+
     def dispatch(self) -> None:
         """Look at everything anew. Called when a replica comes, goes, or time has passed."""
         self.scheduler.dispatch()
@@ -174,7 +213,36 @@ class PoolQueue:
             outstanding_tokens=sum(ledger.outstanding_tokens for ledger in self.ledgers),
             waiting_tokens=scheduler.waiting_tokens,
             expected_wait=round(scheduler.drain_time(), 3),
+            lent=scheduler.lent,
         )
+
+    def standing(self, name: str) -> tuple[int, float] | None:
+        """Position and expected wait, seconds, of the request with this id.
+
+        By a picture of the whole line, which takes a walk through it: as many as ask share one, for half a
+        second, and longer where the walk would take more than a hundredth of the time.
+        """
+        now = self._clock()
+        if now >= self._picture_until:
+            self._picture = {
+                each.item.name: (each.position, each.expected_wait) for each in self.scheduler.standings()
+            }
+            self._picture_until = now + max(0.5, 100 * (self._clock() - now))
+        return self._picture.get(name)
+
+    def demand(self) -> tuple[int, float]:
+        """What was asked of the pool in ten minutes, served or not: requests, and their work in seconds of
+        the reference engine."""
+        requests, work = self._demand.totals(self._clock())
+        return int(requests), work
+
+    def waiting_by(self) -> Mapping[tuple[str, str], int]:
+        """(class, lane: `small`, `medium`, `long`) -> how many wait."""
+        return self.scheduler.waiting_by()
+
+    def expected_waits(self) -> Mapping[str, float]:
+        """Class -> seconds that a newcomer of it, however long, must reckon with."""
+        return {priority.name: self.scheduler.class_wait(priority) for priority in PriorityClass}
 
     def line(self, most: int) -> list[Waiting]:
         """Who waits, the next one first; at most `most` of them."""
@@ -231,6 +299,13 @@ def _give(future: "asyncio.Future[Slot]", slot: Slot) -> None:
         slot.release()
     else:
         future.set_result(slot)
+
+
+def lend(queues: Mapping[str, PoolQueue]) -> None:
+    """Join the queues of one configuration as its pools' `lends_to` says."""
+    for queue in queues.values():
+        for name in queue.pool.lends_to:
+            queue.scheduler.lend_to(queues[name].scheduler)
 
 
 def _refuse(future: "asyncio.Future[Slot]", error: Unavailable) -> None:

@@ -6,12 +6,14 @@ Late binding: a request waits here, not in an engine, until a replica has *room*
     unstarted prompts      none, or together with this one at most a dose (90 ms of prefill, 1,024 to 4,096
                            tokens; up to four times that for a prompt which the replica has cached)
     reserved cache         at most 92 % of what it holds
+    pace                   prompts take only so much of its time that running answers keep their time per
+                           output token (pacing.py); under `lanes`
 
-so that whoever comes next waits for one dose and not for a queue inside an engine, whose order nobody can
-change. The line is ordered by arrival + offset(class) + min(kappa * work, cap) (orders.py): short ones first,
-and still nobody is overtaken by those that came more than the cap later.
+(replicas.py), so that whoever comes next waits for one dose and not for a queue inside an engine, whose order
+nobody can change. The line is ordered by arrival + offset(class) + what its work costs it, up to a cap
+(orders.py): short ones first, and still nobody is overtaken by those that came more than the cap later.
 
-Lanes: prompts of more than 4,096 uncached tokens have a line and a set of replicas of their own, as many as
+Lanes: prompts of more than 2,048 uncached tokens have a line and a set of replicas of their own, as many as
 their measured work needs (long_set.py); short ones prefer the others and may use all. A long request whose
 turn it is, and for which there is no room, has one replica of the set closed to others until it is served.
 Prompts of more than half a dose stand in a third line: small ones need not wait until such a one fits.
@@ -20,8 +22,17 @@ Fairness (fairness.py), while there is something to divide (a line of some secon
 refused): a tenant far ahead in service goes after the others; one that holds more than its share of slots
 finds the last part of each replica closed. Neither blocks anybody else.
 
-Deadlines: a request of a class that is shed is refused when its first token cannot come in time any more, or
-when it comes and the work before it is twice its budget. Refusals say when to come back, from the rate at
+Lending: a pool may lend its replicas to others (`lend_to`). One that would lie half idle, while nobody waits
+for it here, serves the first of another pool's line who may go there: by that line's order, and only up to
+what is open to a tenant above its share, so that whoever comes to this pool next finds room.
+
+Preemption (off unless `Policy.preempt`): an interactive request that finds no room takes back the slots of
+batch requests that were sent and have no first token yet, newest first, as many as it needs and each so often
+at most. Their holders stop, and offer them again with their arrival, and so their place.
+
+Deadlines: a request of a class that is shed is refused when its first token cannot come in time any more (by
+the budget of its class, or by its client's deadline if that is earlier), or when it comes and the work before
+it is twice its budget. Refusals say when to come back, from the rate at
 which the line drains.
 
 What happens when: a new request is weighed against all replicas, if it is the first of its line; a replica
@@ -30,119 +41,44 @@ while somebody waits, looks at everything. All of it costs O(log n) in the numbe
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from types import MappingProxyType
-from typing import Literal
 
 from gateway.config.snapshot import PriorityClass
-from gateway.fleet.ledger import ReplicaLedger, Slot
-from gateway.fleet.step_model import REFERENCE
+from gateway.fleet.ledger import ReplicaLedger
+from gateway.fleet.step_model import REFERENCE, StepModel
 from gateway.queueing.drain import Backlog
 from gateway.queueing.fairness import Account, Accounts
-from gateway.queueing.lines import Flow, Line
-from gateway.queueing.long_set import LongSet
+from gateway.queueing.items import (
+    INFINITE,
+    LANES,
+    LONG,
+    MEDIUM,
+    SMALL,
+    Item,
+    Reason,
+    Refusal,
+    Standing,
+)
+from gateway.queueing.lines import Line
 from gateway.queueing.orders import ORDERS
-from gateway.queueing.placements import PLACEMENTS, View
+from gateway.queueing.placements import View
 from gateway.queueing.policies import Policy
 from gateway.queueing.prefixes import PrefixIndex
+from gateway.queueing.replicas import Replicas
 
 __all__ = ["Item", "PoolScheduler", "Reason", "Refusal", "Standing"]
 
-Reason = Literal["no_replica", "queue_full", "overloaded"]
-
 TICK = 0.020
 """Seconds between two looks at everything while somebody waits."""
-REFRESH = 0.5
-"""Seconds for which what is derived from a replica's ledger holds."""
 FAIR_SINCE = 10.0
 """Seconds after a refusal for want of time in which tenants are held to their shares."""
-SLOTS = 256
-"""Requests at a time of a replica whose limit is not known: what engines run by default."""
-SLOW_START = 30.0
-"""Seconds in which a replica that joined or came back grows from a tenth of its weight to all of it."""
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
+OLDEST = 600.0
+"""Seconds for which hardly anybody has waited."""
 STRICT = 1e7
 """Seconds between the bands of strict classes."""
-SMALL, MEDIUM, LONG = range(3)
-"""Sizes of requests that have a line of their own."""
-NO_HITS: Mapping[str, int] = MappingProxyType({})
-INFINITE = float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a request is not (or no longer) in line."""
-
-    reason: Reason
-    """`no_replica`: all are excluded or drained; `queue_full`: a bound is reached; `overloaded`: its budget
-    cannot be met (shed)."""
-    retry_after: float
-    """Seconds after which the line is expected to be short enough, from the rate at which it drains."""
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class Item:
-    """A request that wants a replica: what is known of it, and whom to tell. One offer per item."""
-
-    arrival: float
-    """Seconds on the scheduler's clock; a request that is tried again keeps its own, and so its place."""
-    prompt_tokens: int
-    output_tokens: int
-    """Expected, over all choices."""
-    granted: Callable[[Slot], None]
-    """Called once, inside `offer` or a later dispatch: the slot is the item's."""
-    refused: Callable[[Refusal], None]
-    """Called once, if the item is dropped from the line after `offer` had returned None."""
-    name: str = ""
-    """The request's id, for people who look at the line."""
-    tenant: str = ""
-    weight: float = 1.0
-    """The tenant's weight."""
-    priority: PriorityClass = PriorityClass.standard
-    deadline: float | None = None
-    """When the first token must have come, seconds on the clock; None: the class budget of the policy."""
-    exclude: frozenset[str] = frozenset()
-    """Ids of replicas it must not get."""
-    prefix: tuple[int, ...] = ()
-    """Chained hashes of its prompt's leading blocks (`Policy.prefix_tokens` tokens each)."""
-    session: str | None = None
-    """Session id or `prompt_cache_key`: requests that share one share a prefix."""
-    adapter: str | None = None
-    """LoRA adapter, where the pool serves several."""
-    size: int = 0
-    """Bytes held while it waits."""
-    streamed: bool = True
-    """Whether the engine streams: without a stream no first token is seen, its time is predicted."""
-
-    # The scheduler's own, from `offer` on:
-    hits: Mapping[str, int] = field(default_factory=lambda: NO_HITS, init=False)
-    """Replica id -> tokens of the prompt that it probably holds."""
-    uncached: int = field(default=0, init=False)
-    """Prompt tokens to compute on the replica that holds most of it."""
-    long: bool = field(default=False, init=False)
-    work: float = field(default=0.0, init=False)
-    key: float = field(default=0.0, init=False)
-    number: int = field(default=-1, init=False)
-    latest: float = field(default=INFINITE, init=False)
-    """When it must have been sent."""
-    flow: Flow | None = field(default=None, init=False)
-    """Set while it is in line."""
-    account: Account | None = field(default=None, init=False)
-    slot: Slot | None = field(default=None, init=False)
-    charged: bool = field(default=False, init=False)
-    """Whether it counts in its tenant's service: somebody waited when it was sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """One waiting request: its position (from 1) and how long it is expected to wait."""
-
-    item: Item
-    position: int
-    expected_wait: float
 
 
 class PoolScheduler:
@@ -169,45 +105,61 @@ class PoolScheduler:
         max_requests: int | None = None,
         max_tokens: int | None = None,
         max_bytes: int | None = None,
+        name: str = "",
+        pace: StepModel = REFERENCE,
+        prefixes: PrefixIndex | None = None,
+        adapters: int | None = None,
     ) -> None:
         """`in_flight` requests at a time and `kv_tokens` of cache, per replica; the rest bounds the line.
 
-        None: unknown, no limit.
+        None: unknown, no limit. `pace`: the kind of replica in whose seconds work is counted.
+        `prefixes`: what was remembered before, where the replicas are the same. `adapters`: LoRA adapters
+        that a replica holds at a time.
         """
+        self.name = name
+        """The pool's, where it lends or borrows."""
         self.policy = policy
-        self.views = tuple(View(ledger, i) for i, ledger in enumerate(ledgers))
         self._clock = clock
-        self._in_flight = in_flight
-        self._kv_tokens = kv_tokens
+        self._order = ORDERS[policy.order](policy)
+        self.replicas = Replicas(
+            ledgers,
+            policy,
+            clock(),
+            lanes=self._order.lanes and policy.binding == "late",
+            in_flight=in_flight,
+            kv_tokens=kv_tokens,
+            pace=pace,
+            prefixes=prefixes,
+            adapters=adapters,
+        )
+        self.views = self.replicas.views
+        self.prefixes = self.replicas.prefixes
+        self.pace = pace
         self._max_requests = INFINITE if max_requests is None else max_requests
         self._max_tokens = INFINITE if max_tokens is None else max_tokens
         self._max_bytes = INFINITE if max_bytes is None else max_bytes
-        self._late = policy.binding == "late"
-        self._reserved = bool(policy.reserved)
-        self._order = ORDERS[policy.order](policy)
-        self._lanes = self._order.lanes and self._late
-        self._placement = PLACEMENTS[policy.placement]()
-        self._prefixes = PrefixIndex(policy.prefix_tokens or 1)
         self._pressed_until = -INFINITE
         self._accounts = Accounts(policy)
-        self._long_set = LongSet(policy.long_margin)
-        self._lines: dict[tuple[int, int, frozenset[str]], Line] = {}
+        self._lines: dict[tuple[int, int, frozenset[str], frozenset[str]], Line] = {}
         self._backlog = Backlog(clock)
         self._overdue: list[tuple[float, int, Item]] = []
         self._numbers = count()
-        self._by_ledger = {view.ledger: view for view in self.views}
-        self._refresh_at = -INFINITE
-        self._capacity = 0.0
-        self._fastest = 1.0
-        self._expecting = False
         self._long_waiting = 0
-        self._kept: View | None = None
-        """Closed to all but long prompts, until it has got one."""
+        self._waiting = {(priority, size): 0 for priority in PriorityClass for size in range(len(LANES))}
         self._freed: list[View] = []
         self._filling = False
-        self._refresh(clock())
+        self._borrowers: list[PoolScheduler] = []
+        self._lenders: dict[str, PoolScheduler] = {}
+        self.lent = 0
+        """Requests of other pools that its replicas took, ever."""
+        self._accounts.slots = self.replicas.total_slots
         for ledger in ledgers:
             ledger.watch(self._changed, self.freed)
+
+    def lend_to(self, borrower: "PoolScheduler") -> None:
+        """From now on, idle replicas of this pool serve who waits there and may come here."""
+        self._borrowers.append(borrower)
+        borrower._lenders[self.name] = self
 
     def close(self) -> None:
         """Hear no more of the ledgers. For a scheduler that nobody will use again."""
@@ -223,13 +175,13 @@ class PoolScheduler:
     def offer(self, item: Item) -> Refusal | None:
         """Take `item` in: a slot at once, a place in line, or a refusal."""
         now = self._clock()
-        if now >= self._refresh_at:
+        if now >= self.replicas.refresh_at:
             self._refresh(now)
-        if self._expecting:
-            self._expire(now)
+        if self.replicas.expecting:
+            self.replicas.expire(now)
         self._measure(item)
-        if self._lanes and self._long_set.arrived(now, item.long, item.work):
-            self._size_long_set(now)
+        if self.replicas.lanes and self.replicas.long_set.arrived(now, item.long, item.work):
+            self.replicas.size_long_set(now)
         if item.latest < now:
             if self.policy.overdue == "refuse":
                 self._pressed_until = now + FAIR_SINCE
@@ -237,19 +189,28 @@ class PoolScheduler:
             self._demote(item)
         line = self._line(item)
         if not line.count:  # nobody it would have to stand behind
-            view = self._place(item, now, over=self._is_over(item))
+            view = self.replicas.place(item, now, over=self._is_over(item)) or self._preempt(item, now)
             if view is not None:
                 self._drop_if_empty(line)
                 self._grant(item, view, now, waited=False)
+                self._after_preempting(now)
                 return None
         refusal = self._refusal(item, now)
         if refusal is not None:
+            if refusal.reason == "queue_full" and line.count and self._may_preempt(item):
+                self._enter(item, line)  # it need not wait, if it is first and finds room
+                self._serve(line, now, only=item)
+                if item.flow is None:
+                    return None
+                self._leave(item)
             self._drop_if_empty(line)
             return refusal
         alone = not line.count
         self._enter(item, line)
         if not alone:
             self._serve(line, now, only=item)
+        if item.flow is not None and line.lenders:
+            self._borrow(line, now)
         return None
 
     def withdraw(self, item: Item) -> None:
@@ -263,45 +224,50 @@ class PoolScheduler:
             now = self._clock()
             while self._serve(line, now):
                 pass
+            self._borrow(line, now)
 
     def dispatch(self) -> None:
         """Look at everything anew: the first of each line against every replica, until nothing fits."""
         now = self._clock()
-        if self._expecting:
-            self._expire(now)
+        if self.replicas.expecting:
+            self.replicas.expire(now)
         if not self._backlog.requests:
+            self._lend_all(now)
             return
-        if now >= self._refresh_at:
+        if now >= self.replicas.refresh_at:
             self._refresh(now)
-            if self._lanes:
-                self._size_long_set(now)
-        if self._kept is not None and not (self._kept.long and self._kept.ledger.usable()):
-            self._kept = None
+            if self.replicas.lanes:
+                self.replicas.size_long_set(now)
+        if self.replicas.kept is not None and not (
+            self.replicas.kept.long and self.replicas.kept.ledger.usable()
+        ):
+            self.replicas.kept = None
         after = self.policy.fair_after
         self._accounts.contended = now < self._pressed_until or self.drain_time() > after or after == 0
         self._accounts.review()
         self._shed(now)
         self._serve_all(now)
+        for line in tuple(self._lines.values()):
+            self._borrow(line, now)
 
     def freed(self, ledger: ReplicaLedger) -> None:
         """A replica has more room than before."""
-        if self._backlog.requests:
-            self._freed.append(self._by_ledger[ledger])
+        if self._backlog.requests or self._borrowers:
+            self._freed.append(self.replicas.by_ledger[ledger])
             if not self._filling:
                 now = self._clock()
                 if self._shed(now):
                     self._serve_all(now)  # whoever stood behind may need less room
                 self._fill(now)
 
-    def _expire(self, now: float) -> None:
-        """Prompts of answers that are not streamed, whose predicted time has come, have been read."""
-        for view in self.views:
-            view.ledger.expire(now)
-        self._expecting = any(view.ledger.next_expected() is not None for view in self.views)
+    def _refresh(self, now: float) -> None:
+        """Derive anew what changes slowly."""
+        self.replicas.refresh(now)
+        self._accounts.slots = self.replicas.total_slots
 
     def _changed(self) -> None:
         """A replica was drained, found ill, or is well again."""
-        self._refresh_at = -INFINITE
+        self.replicas.refresh_at = -INFINITE
         self.dispatch()
 
     def next_tick(self) -> float | None:
@@ -313,7 +279,11 @@ class PoolScheduler:
     def expected_wait(self, item: Item) -> float:
         """Seconds until `item`, in line or about to be, is expected to be sent."""
         ahead = self._backlog.ahead(self._order.floor(self._clock()), item.key)
-        return ahead / self._backlog.rate(self._capacity)
+        return ahead / self._backlog.rate(self.replicas.capacity)
+
+    def waiting_by(self) -> Mapping[tuple[str, str], int]:
+        """(class, lane) -> how many wait."""
+        return {(p.name, LANES[size]): number for (p, size), number in self._waiting.items()}
 
     @property
     def waiting_tokens(self) -> int:
@@ -322,7 +292,17 @@ class PoolScheduler:
 
     def drain_time(self) -> float:
         """Seconds in which the line as it is drains."""
-        return self._backlog.work / self._backlog.rate(self._capacity) if self._backlog.requests else 0.0
+        return (
+            self._backlog.work / self._backlog.rate(self.replicas.capacity) if self._backlog.requests else 0.0
+        )
+
+    def class_wait(self, priority: PriorityClass) -> float:
+        """Seconds in which the work drains that may go before a newcomer of a class, however long it is."""
+        backlog, now = self._backlog, self._clock()
+        last = self._order.last(now, priority)
+        if not backlog.requests or self.policy.strict or last == INFINITE:
+            return self.drain_time()
+        return backlog.ahead(now - OLDEST, last + backlog.WIDTH) / backlog.rate(self.replicas.capacity)
 
     def retry_after(self) -> float:
         """Seconds in which the line as it is drains, between 1 and 60."""
@@ -330,30 +310,12 @@ class PoolScheduler:
 
     def standings(self) -> list[Standing]:
         """Everybody who waits, by place in line. Walks through the whole line."""
-        rate = self._backlog.rate(self._capacity)
+        rate = self._backlog.rate(self.replicas.capacity)
         ahead, rows = 0.0, []
         for position, item in enumerate(sorted(self._items(), key=lambda item: (item.key, item.number)), 1):
             rows.append(Standing(item, position, ahead / rate))
             ahead += item.work
         return rows
-
-    def preference(self, exclude: frozenset[str] = frozenset()) -> list[View]:
-        """Replicas that may be chosen, best first for a small request, whether or not they have room."""
-        return sorted(
-            self._eligible(exclude, self._clock()),
-            key=lambda view: (view.ttft(1) / view.weight, view.ledger.load(), view.ledger.in_flight,
-                              view.ledger.requests_total / view.ledger.replica.weight),
-        )  # fmt: skip
-
-    def has_room(self, view: View) -> bool:
-        """Whether a small request could be sent to the replica now, by the ledger alone."""
-        ledger = view.ledger
-        return (
-            ledger.drained is None
-            and ledger.in_flight < view.slots
-            and (not self._late or ledger.unstarted_tokens <= 0 or ledger.unstarted_tokens < view.dose)
-            and (ledger.kv_reserved < view.kv_limit or not ledger.in_flight)
-        )
 
     def _items(self) -> Iterator[Item]:
         for line in self._lines.values():
@@ -368,48 +330,56 @@ class PoolScheduler:
         policy = self.policy
         prompt = item.prompt_tokens
         if policy.prefix_tokens and (item.prefix or item.session is not None):
-            item.hits = self._prefixes.hits(prompt, item.prefix, item.session)
+            item.hits = self.prefixes.hits(prompt, item.prefix, item.session, item.block_tokens)
             item.uncached = prompt - max(item.hits.values(), default=0)
         else:
             item.uncached = prompt
-        item.long = self._lanes and item.uncached > policy.long_prompt
-        item.work = REFERENCE.work(prompt, item.uncached, item.output_tokens)
+        item.lane = self._lane(item.uncached)
+        item.work = self.pace.work(prompt, item.uncached, item.output_tokens)
         item.number = next(self._numbers)
         self._rank(item)
-        latest = item.deadline
-        if latest is None and item.priority in policy.shed:
-            bare = REFERENCE.prefill(item.uncached) * self._fastest
-            budget = policy.budget_long if item.long else policy.budget
-            latest = item.arrival + max(budget, policy.budget_stretch * bare)
-        if latest is not None:
-            item.latest = latest - REFERENCE.prefill(item.uncached) * self._fastest
+        latest = INFINITE if item.deadline is None else item.deadline
+        bare = self.pace.prefill(item.uncached) * self.replicas.fastest
+        if item.priority in policy.shed:
+            budget = item.budget
+            if budget is None:
+                budget = policy.time_to_first(item.priority, long=item.long, bare=bare)
+            # OpenAI's SDKs always say when they will give up, after 600 s: no leave to keep them so long.
+            latest = min(latest, item.since + budget)
+        item.latest = latest - bare
 
     def _rank(self, item: Item) -> None:
         item.key = self._order.key(item.arrival, item.work, item.priority)
         if self.policy.strict:
             item.key += STRICT * (PriorityClass.interactive - item.priority)
 
+    def _lane(self, uncached: int) -> int:
+        """Where a prompt of so many uncached tokens belongs."""
+        if not self.replicas.lanes:
+            return SMALL
+        if uncached > self.policy.long_prompt:
+            return LONG
+        return MEDIUM if 2 * uncached > self.policy.dose[1] else SMALL
+
     def _line(self, item: Item) -> Line:
         """The line in which it stands: those before it may use the same replicas."""
-        size = LONG if item.long else SMALL
-        if size == SMALL and 2 * item.uncached > self.policy.dose[1] and self._lanes:
-            size = MEDIUM
         band = int(item.priority) if self.policy.reserved else 0
-        key = (size, band, item.exclude)
+        key = (item.lane, band, item.exclude, item.lenders)
         line = self._lines.get(key)
         if line is None:
-            line = self._lines[key] = Line(size, band, item.exclude)
+            line = self._lines[key] = Line(*key)
         return line
 
     def _drop_if_empty(self, line: Line) -> None:
         if not line.count and line.exclude:
-            del self._lines[line.size, line.priority, line.exclude]
+            del self._lines[line.size, line.priority, line.exclude, line.lenders]
 
     def _enter(self, item: Item, line: Line) -> None:
         account = self._accounts.of(item.tenant, item.weight)
         self._accounts.joined(account)
         item.account = account
         line.push(item, account)
+        self._waiting[item.priority, line.size] += 1
         self._long_waiting += item.long
         self._backlog.add(item.key, item.work, item.prompt_tokens, item.size)
         if item.latest < INFINITE:
@@ -420,6 +390,7 @@ class PoolScheduler:
         assert flow is not None, "it is in line"
         assert account is not None, "it is in line"
         flow.line.remove(item)
+        self._waiting[item.priority, flow.line.size] -= 1
         self._drop_if_empty(flow.line)
         self._accounts.left(account)
         self._backlog.remove(item.key, item.work, item.prompt_tokens, item.size)
@@ -432,16 +403,16 @@ class PoolScheduler:
 
     def _refusal(self, item: Item, now: float) -> Refusal | None:
         """Why `item` may not wait, if so."""
-        if not self._eligible(item.exclude, now):
+        if not self.replicas.eligible(item.exclude, now) and not self.replicas.coming(item.exclude):
             return Refusal("no_replica", RETRY_LEAST)
         backlog = self._backlog
-        if (
+        if not item.preempted and (
             backlog.requests >= self._max_requests
             or (backlog.requests and backlog.tokens + item.prompt_tokens > self._max_tokens)
             or (backlog.requests and backlog.size + item.size > self._max_bytes)
         ):
             return Refusal("queue_full", self.retry_after())
-        if item.latest < INFINITE and self.expected_wait(item) > 2 * (item.latest - item.arrival):
+        if item.latest < INFINITE and self.expected_wait(item) > 2 * (item.latest - item.since):
             if self.policy.overdue == "refuse":
                 self._pressed_until = now + FAIR_SINCE
                 return Refusal("overloaded", self.retry_after())
@@ -470,118 +441,6 @@ class PoolScheduler:
                 self._demote(item)
                 self._enter(item, self._line(item))
         return shed
-
-    # --------------------------------------------------------------------------------------- replicas
-
-    def _refresh(self, now: float) -> None:
-        """Derive anew what changes slowly: speeds, doses, limits."""
-        self._refresh_at = now + REFRESH
-        policy = self.policy
-        capacity = slots = 0.0
-        for view in self.views:
-            ledger = view.ledger
-            model = ledger.model
-            view.slowness = model.slowness
-            view.token_s, view.attention_s = model.token_s, model.attention_s
-            view.sequence_s, view.kv_s = model.sequence_s, model.kv_s
-            warm = 1.0
-            if ledger.back_since is not None:
-                warm = min(max(0.1, (now - ledger.back_since) / SLOW_START), 1.0)
-            view.weight = ledger.replica.weight * warm
-            least, most = policy.dose
-            view.dose = min(max(1.5 * policy.tpot_target / model.token_s, least), most)
-            limit = INFINITE if self._in_flight is None else self._in_flight
-            view.slots = limit if warm == 1.0 else max(1.0, min(limit, SLOTS) * warm)
-            view.slots_over = max(1.0, min(limit, SLOTS) * (1 - policy.headroom))
-            if self._late and self._kv_tokens is not None:
-                view.kv_limit = policy.kv_guard * self._kv_tokens
-                view.kv_over = view.kv_limit * (1 - policy.headroom)
-            if ledger.drained is None and not ledger.cooling():
-                capacity += 1 / view.slowness
-                slots += min(limit, SLOTS)
-        self._capacity = max(capacity, 1e-3)
-        self._accounts.slots = slots
-        self._fastest = min(view.slowness for view in self.views)
-
-    def _size_long_set(self, now: float) -> None:
-        usable = [view for view in self.views if view.ledger.usable()]
-        self._long_set.resize(now, usable or self.views)
-
-    def _eligible(self, exclude: frozenset[str], now: float) -> list[View]:
-        """Replicas that may be chosen: neither drained nor excluded; avoided ones where there is no other."""
-        well: list[View] = []
-        left: list[View] = []
-        for view in self.views:
-            ledger = view.ledger
-            if ledger.drained is not None or (exclude and ledger.replica.id in exclude):
-                continue
-            (left if ledger.ready is False or now < ledger.avoid_until else well).append(view)
-        return well or left
-
-    def _fits(self, view: View, item: Item) -> bool:
-        """Whether the unstarted prompts and the cache of the replica leave room for `item`."""
-        ledger = view.ledger
-        pending = ledger.unstarted_tokens
-        if pending > 0:
-            prompt = item.prompt_tokens
-            hit = item.hits.get(ledger.replica.id, 0) if item.hits else 0
-            if pending + prompt - hit > view.dose * (1 + 3 * hit / prompt if hit else 1):
-                return False
-        return (
-            ledger.kv_reserved + item.prompt_tokens + item.output_tokens <= view.kv_limit
-            or not ledger.in_flight
-        )
-
-    def _slots(self, view: View, item: Item) -> float:
-        """Slots of the replica for this class: all, less those kept for more urgent ones."""
-        slots = view.slots
-        for priority, kept in self.policy.reserved.items():
-            if priority > item.priority:
-                slots -= max(0, kept - view.ledger.by_class[priority])
-        return slots
-
-    def _open_to_over(self, view: View) -> bool:
-        """Whether a tenant above its share may use the replica."""
-        return view.ledger.in_flight < view.slots_over and view.ledger.kv_reserved < view.kv_over
-
-    def _in_set(self, view: View, item: Item) -> bool:
-        """Whether a long prompt may go there: a replica of the long set, idle, or with most of it cached."""
-        return (
-            view.long
-            or not view.ledger.in_flight
-            or bool(item.exclude)  # its second attempt
-            or (bool(item.hits) and 2 * item.hits.get(view.ledger.replica.id, 0) >= item.prompt_tokens)
-        )
-
-    def _place(self, item: Item, now: float, *, over: bool) -> View | None:
-        """The best replica with room for `item`; None where there is none."""
-        exclude = item.exclude
-        late, long = self._late, item.long
-        kept = None if long else self._kept
-        found: list[View] = []
-        avoided: list[View] = []
-        for view in self.views:
-            ledger = view.ledger
-            if ledger.in_flight >= view.slots or view is kept or ledger.drained is not None:
-                continue
-            if late and not self._fits(view, item):
-                continue
-            if exclude and ledger.replica.id in exclude:
-                continue
-            if long and not self._in_set(view, item):
-                continue
-            if over and not self._open_to_over(view):
-                continue
-            if self._reserved and ledger.in_flight >= self._slots(view, item):
-                continue
-            (avoided if ledger.ready is False or now < ledger.avoid_until else found).append(view)
-        if not found and avoided and avoided[0] in self._eligible(exclude, now):
-            found = avoided  # there is no other, with room or without
-        if self._lanes and not long and len(found) > 1:
-            found = _outside(found)
-        if len(found) < 2:
-            return found[0] if found else None
-        return self._placement.choose(item, found)
 
     def _is_over(self, item: Item) -> bool:
         """Whether the tenant of an item that does not wait holds more than its share."""
@@ -622,10 +481,13 @@ class PoolScheduler:
             if item is None or item is not (only or item):
                 continue
             assert item.account is not None, "it waits"
-            view = self._place(item, now, over=bool(item.account.standing & 1))
+            view = self.replicas.place(item, now, over=bool(item.account.standing & 1)) or self._preempt(
+                item, now
+            )
             if view is not None:
                 self._leave(item)
                 self._grant(item, view, now, waited=True)
+                self._after_preempting(now)
                 return True
         return False
 
@@ -637,6 +499,8 @@ class PoolScheduler:
                 view = self._freed.pop()
                 while self._backlog.requests and self._give(view, now):
                     pass
+                while self._borrowers and not self._backlog.requests and self._lend(view, now):
+                    pass
             self._freed.clear()
         finally:
             self._filling = False
@@ -644,15 +508,15 @@ class PoolScheduler:
     def _give(self, view: View, now: float) -> bool:
         """Hand a slot of this replica to the first, by key, of those whose turn it is in their line."""
         ledger = view.ledger
-        if ledger.drained is not None or ledger.in_flight >= view.slots:
+        if ledger.closed or ledger.in_flight >= view.slots:
             return False
-        open_to_all = self._open_to_over(view)
+        open_to_all = self.replicas.open_to_over(view)
         avoided = ledger.ready is False or now < ledger.avoid_until
         firsts: list[tuple[bool, float, int, Item]] = []
         for line in self._lines.values():
             if not line.count or (line.exclude and ledger.replica.id in line.exclude):
                 continue
-            if avoided and view not in self._eligible(line.exclude, now):
+            if avoided and view not in self.replicas.eligible(line.exclude, now):
                 continue
             item = line.best(open_to_all=open_to_all)
             if item is not None:
@@ -663,13 +527,15 @@ class PoolScheduler:
         if len(firsts) > 1:
             firsts.sort()
         for place, (_, _, _, item) in enumerate(firsts):
-            if item.long and not self._in_set(view, item):
+            if item.long and not self.replicas.in_set(view, item):
                 continue
-            if self._kept is view and not item.long:
+            if self.replicas.kept is view and not item.long:
                 continue
-            if self._reserved and ledger.in_flight >= self._slots(view, item):
+            if self.replicas.reserved and ledger.in_flight >= self.replicas.slots_for(view, item):
                 continue
-            if not self._late or self._fits(view, item):
+            assert item.account is not None, "it waits"
+            over = bool(item.account.standing & 1)
+            if not self.replicas.late or self.replicas.fits(view, item, now, over=over):
                 line = self._line(item)
                 self._leave(item)
                 self._grant(item, view, now, waited=True)
@@ -678,18 +544,12 @@ class PoolScheduler:
                     while self._serve(line, now):  # it may fit where the one before it did not
                         pass
                 return True
-            if item.long and place == 0 and self._kept is None and len(firsts) > 1:
-                self._keep(item, now)
+            if item.long and place == 0 and self.replicas.kept is None and len(firsts) > 1:
+                self.replicas.keep_for(item, now)
         return False
 
-    def _keep(self, item: Item, now: float) -> None:
-        """It is a long request's turn, and there is no room: close the replica that will soonest have it."""
-        views = [view for view in self._eligible(item.exclude, now) if view.long]
-        if len(views) > 1:
-            self._kept = min(views, key=lambda view: view.ledger.unstarted_tokens * view.token_s)
-
     def _keep_no_more(self) -> None:
-        view, self._kept = self._kept, None
+        view, self.replicas.kept = self.replicas.kept, None
         if view is not None:
             self._freed.append(view)
 
@@ -699,14 +559,17 @@ class PoolScheduler:
         prompt, output = item.prompt_tokens, item.output_tokens
         hit = item.hits.get(ledger.replica.id, 0) if item.hits else 0
         account = item.account
-        if account is None:
+        if account is None or item.borrower is not None:
             account = self._accounts.of(item.tenant, item.weight)
-        item.charged = waited or self._backlog.requests > 0
-        self._accounts.sent(account, prompt, output, charged=item.charged)
-        if waited:
+        if item.borrower is None:
+            item.cost = self._cost(item, hit) if waited or self._backlog.requests else 0.0
+        # Who comes from another pool's line has paid there: here nobody waits.
+        self._accounts.sent(account, item.cost if item.borrower is None else 0.0)
+        self.replicas.feed(view, item, prompt - hit, now, pressed=now < self._pressed_until)
+        if waited and item.borrower is None:
             self._backlog.drained(item.work)
-        if item.long and view is self._kept:
-            self._kept = None
+        if item.long and view is self.replicas.kept:
+            self.replicas.kept = None
         ttft = 0.0 if item.streamed else view.ttft(prompt - hit) + ledger.model.step_s
         slot = ledger.take(
             prompt,
@@ -717,32 +580,126 @@ class PoolScheduler:
             priority=item.priority,
         )
         item.slot = slot
+        if item.priority is PriorityClass.batch and item.preempted < self.policy.preempt:
+            self.replicas.batch[view.index][slot] = None
         if not item.streamed:
             slot.expect_first(now + ttft)
-            self._expecting = True
+            self.replicas.expecting = True
         if self.policy.prefix_tokens:
-            self._prefixes.sent(ledger.replica.id, prompt, item.prefix, item.session)
+            self.prefixes.sent(ledger.replica.id, prompt, item.prefix, item.session)
+            slot.hit = hit
+            slot.on_cached = partial(self.prefixes.told, ledger.replica.id, hit)
         if item.adapter is not None:
-            ledger.adapters[item.adapter] = now
+            self.replicas.note_adapter(ledger.adapters, item.adapter, now)
         item.granted(slot)
 
     def _returned(self, view: View, account: Account, item: Item) -> None:
         """A slot came back: settle what the tenant was charged, pass the room on."""
         slot = item.slot
         assert slot is not None, "granted"
-        refund = 0.0
-        if item.charged:
-            refund = self._accounts.refund(item.output_tokens, slot.streamed)
-            if not slot.started:
-                refund += item.prompt_tokens
+        refund = item.cost
+        if refund and slot.started:
+            pace = (item.borrower or self).pace
+            unused = pace.work(item.prompt_tokens, 0, item.output_tokens)
+            unused -= pace.work(item.prompt_tokens, 0, slot.streamed)
+            refund = unused / pace.token_s
+        if not slot.started:
+            view.full_until -= item.fill
+        if item.borrower is not None and item.account is not None:
+            item.borrower._accounts.charge(item.account, -refund)
+            refund = 0.0
         self._accounts.ended(account, refund)
+        self.replicas.batch[view.index].pop(slot, None)
         view.ledger.freed()
 
+    # --------------------------------------------------------------------------- lending and preempting
 
-def _outside(views: list[View]) -> list[View]:
-    """For a short request: replicas outside the long set; else those without an unstarted long prompt."""
-    outside = [view for view in views if not view.long]
-    if outside:
-        return outside
-    clear = [view for view in views if not view.ledger.unstarted_long]
-    return clear or views
+    def _borrow(self, line: Line, now: float) -> None:
+        """Somebody has to wait: ask those who may serve this line."""
+        for name in line.lenders:
+            if line.count and (lender := self._lenders.get(name)) is not None:
+                lender._lend_all(now)
+
+    def _lend_all(self, now: float) -> None:
+        """Offer the room of all replicas, the soonest first, to those who wait elsewhere."""
+        if self._filling or self._backlog.requests or not any(each.waiting for each in self._borrowers):
+            return
+        if now >= self.replicas.refresh_at:
+            self._refresh(now)
+        if self.replicas.expecting:
+            self.replicas.expire(now)
+        self._freed += sorted(
+            (view for view in self.views if self.replicas.may_lend(view)), key=lambda view: -view.ttft(1)
+        )
+        self._fill(now)
+
+    def _lend(self, view: View, now: float) -> bool:
+        """Hand a slot of this replica to the first who waits for a pool that may borrow it."""
+        if not self.replicas.may_lend(view):
+            return False
+        for borrower in self._borrowers:
+            if not borrower.waiting:
+                continue
+            borrower._shed(now)
+            for item in borrower._firsts_for(self.name):
+                if self.replicas.takes(view, item, now):
+                    line = borrower._line(item)
+                    borrower._hand_over(item)
+                    self.lent += 1
+                    self._grant(item, view, now, waited=True)
+                    while borrower._serve(line, now):  # those behind it may need less room
+                        pass
+                    return True
+        return False
+
+    def _firsts_for(self, lender: str) -> list[Item]:
+        """Whose turn it is in each line that `lender` may serve, in order."""
+        firsts: list[tuple[bool, float, int, Item]] = []
+        for line in self._lines.values():
+            if lender in line.lenders and (item := line.best(open_to_all=True)) is not None:
+                assert item.account is not None, "it waits"
+                firsts.append((item.account.standing > 1, item.key, item.number, item))
+        return [item for _, _, _, item in sorted(firsts)]
+
+    def _hand_over(self, item: Item) -> None:
+        """It leaves the line for another pool's replica; its tenant pays here."""
+        account = item.account
+        assert account is not None, "it waits"
+        self._leave(item)
+        self._backlog.drained(item.work)
+        item.cost = self._cost(item, 0)
+        self._accounts.charge(account, item.cost)
+        item.borrower = self
+
+    def _cost(self, item: Item, hit: int) -> float:
+        """What a tenant pays for it: its work, told in prompt tokens."""
+        prompt = item.prompt_tokens
+        return self.pace.work(prompt, prompt - hit, item.output_tokens) / self.pace.token_s
+
+    def _may_preempt(self, item: Item) -> bool:
+        return self.policy.preempt > 0 and item.priority is PriorityClass.interactive
+
+    def _preempt(self, item: Item, now: float) -> View | None:
+        """Take slots back for `item`, on the replica where the fewest tokens suffice, if anywhere."""
+        if not self._may_preempt(item):
+            return None
+        found = self.replicas.cheapest(item, now)
+        if found is None:
+            return None
+        view, victims = found
+        filling, self._filling = self._filling, True  # the room is for `item`
+        try:
+            for slot in victims:
+                slot.take_back()
+        finally:
+            self._filling = filling
+        # Another configuration's line may draw on the replica too, and have been faster.
+        taken = view.ledger.in_flight >= view.slots or (
+            self.replicas.late and not self.replicas.fits(view, item, now)
+        )
+        return None if taken else view
+
+    def _after_preempting(self, now: float) -> None:
+        """What was taken back may be more than was needed."""
+        if self.policy.preempt and self._freed and not self._filling:
+            self._fill(now)

@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from backends.simulated.engine import EngineProfile
-from gateway.config.snapshot import PriorityClass, Snapshot
+from gateway.config.snapshot import OverloadStep, PriorityClass, Slo, Snapshot
+from gateway.queueing.brownout import Ladder, signals_of
 from gateway.queueing.policies import POLICIES, Policy
 from gateway.replay.figures import Objectives, Row, Run, figures_of, rank, worst_of
 from gateway.replay.fleet import BLOCK, bare_prefill
+from gateway.replay.limiting import FileLimits
 from gateway.replay.mixes import SOURCES, mixed, requests_of
 from gateway.replay.requests import (
     TraceRequest,
@@ -30,10 +33,18 @@ from gateway.replay.requests import (
     with_streams,
     with_tenants,
 )
-from gateway.replay.routed import VARIANTS, Variant, engines_of, pools_of, router_of, with_models
+from gateway.replay.routed import (
+    VARIANTS,
+    Variant,
+    engines_of,
+    pools_of,
+    router_of,
+    tenants_of,
+    with_models,
+)
 from gateway.replay.traces import mixed_files, read_trace
-from gateway.replay.twin import ReplayPool, Stop, Twin, capacity, pool_of
-from gateway.tokens.estimating import OutputLengths
+from gateway.replay.twin import ReplayPool, Router, Sight, Stop, Twin, capacity, expected_output, pool_of
+from gateway.routing.degrading import cuts_of
 
 __all__ = ["SWEEP", "Comparison", "Scenario", "carried", "compare", "policy_of", "trace_of"]
 
@@ -72,6 +83,10 @@ class Scenario:
     """Tenant -> the models that it asks for, in turn."""
     per_pool: int | None = None
     """Replicas in each pool; None: as many as the file has."""
+    limits: bool = True
+    """Whether the file's limits hold."""
+    overload: tuple[OverloadStep, ...] = ()
+    """Steps of a brown-out; with `config`, the file's own take part instead."""
     objectives: Objectives = field(default_factory=Objectives)
     samples: int = 200
 
@@ -238,28 +253,36 @@ def run_job(scenario: Scenario, job: _Job) -> tuple[float, list[Run]]:
     seed, load, names = job
     requests = trace_of(scenario, seed)
     fleet, snapshot = scenario.fleet, None
+    flooder, share = scenario.flood or (None, 0.0)
+    weights = dict(scenario.weights)
     if scenario.config is not None and scenario.load_config is not None:
         snapshot = scenario.load_config(scenario.config)
         fleet = engines_of(snapshot, scenario.reference, scenario.per_pool)
-        requests = with_models(requests, dict(scenario.models), snapshot)
-        route, nothing = router_of(snapshot, "written"), OutputLengths()
+        known = [request.tenant for request in requests]
+        tenants = tenants_of(known if flooder is None else [*known, flooder], snapshot)
+        requests = [
+            replace(request, tenant=tenants[request.tenant])
+            for request in with_models(requests, dict(scenario.models), snapshot, tenants)
+        ]
+        flooder = None if flooder is None else tenants[flooder]
+        weights = {name: tenant.weight for name, tenant in snapshot.tenants.items()} | {
+            tenants.get(name, name): weight for name, weight in weights.items()
+        }
+        route, nothing = router_of(snapshot, "written"), Sight()
         requests = [request for request in requests if route(request, nothing)]  # the others fit no pool
     most = capacity(requests, fleet)
     requests = compressed(requests, load * most)
-    flooder = None
-    if scenario.flood is not None:
-        flooder, share = scenario.flood
+    if flooder is not None:
         requests = with_flood(requests, flooder, share * most, random.Random(f"flood/{seed}"))
     reference, objectives = scenario.reference, scenario.objectives
     bare: dict[int, float] = {}
 
-    def budget(prompt: int, expected: int) -> float:
+    def budget(prompt: int, expected: int, slo: Slo) -> float:
         if prompt not in bare:
             bare[prompt] = bare_prefill(reference, prompt)
-        return objectives.ttft(prompt + expected, bare[prompt])
+        return objectives.budget(prompt + expected, bare[prompt], slo)
 
     runs = []
-    weights = dict(scenario.weights)
     for name in names:
         if snapshot is not None:
             variant: Variant = name  # type: ignore[assignment]  # `compare` has looked
@@ -268,7 +291,7 @@ def run_job(scenario: Scenario, job: _Job) -> tuple[float, list[Run]]:
                 router_of(snapshot, variant),
             )
         else:
-            pools, router = [pool_of("fleet", fleet, policy_of(name))], _to_the_fleet
+            pools, router = [pool_of(FLEET, fleet, policy_of(name))], fleet_router(scenario.overload)
         began = time.monotonic()
         twin = Twin(
             [_adapted(pool, scenario) for pool in pools],
@@ -276,6 +299,7 @@ def run_job(scenario: Scenario, job: _Job) -> tuple[float, list[Run]]:
             weights=weights,
             budget=budget,
             prefix_cache=scenario.prefix_cache,
+            limits=None if snapshot is None or not scenario.limits else partial(FileLimits, snapshot),
         )
         replayed = twin.run(requests, samples=scenario.samples)
         runs.append(
@@ -301,9 +325,32 @@ def _adapted(pool: ReplayPool, scenario: Scenario) -> ReplayPool:
     if not scenario.shed:
         policy = replace(policy, shed=frozenset())
     if scenario.prefix_cache:
-        policy = replace(policy, prefix_tokens=BLOCK)
+        policy = replace(policy, prefix_tokens=0 if policy.prefix_tokens < 0 else BLOCK)
     return replace(pool, policy=policy)
 
 
-def _to_the_fleet(request: TraceRequest, lengths: OutputLengths) -> tuple[Stop, ...]:
-    return (Stop("fleet"),)
+FLEET = "fleet"
+
+
+def fleet_router(overload: Sequence[OverloadStep] = ()) -> Router:
+    """All to the one pool there is, less what a brown-out takes; of its steps, bounds on the output and
+    classes."""
+    whole = (Stop(FLEET),)
+    ladders: dict[PriorityClass, Ladder] = {}
+
+    def route(request: TraceRequest, sight: Sight) -> Sequence[Stop]:
+        ladder = ladders.setdefault(request.priority, Ladder(overload))
+        ladder.look(sight.clock(), signals_of(sight.lines[FLEET], request.priority))
+        cuts = cuts_of([rung.step for rung in ladder.active])
+        most, asked, lower = cuts.max_tokens, request.max_tokens, cuts.priority_class
+        if most is not None and asked is not None and asked <= most:
+            most = None
+        if lower is not None and lower >= request.priority:
+            lower = None
+        if most is None and lower is None:
+            return whole
+        expected = expected_output(request, sight.lengths)
+        less = expected if most is None else min(expected, most)
+        return (Stop(FLEET, expected=less, max_tokens=most, priority=lower, spared=expected),)
+
+    return route if overload else lambda request, sight: whole

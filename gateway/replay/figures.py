@@ -4,12 +4,12 @@
                 token after it
     long        the others; within max(3 s, 5 times its bare prefill) and 100 ms
 
-Requests that were shed or did not finish are not in time. The bare prefill is that of the fleet's fastest
-engine, alone.
+Requests that were shed, refused by limits, failed or did not finish are not in time. The bare prefill is that
+of the fleet's fastest engine, alone.
 
 `jain` is Jain's index over tenants of x = weighted tokens served by the time of the last arrival / weighted
 tokens asked for by then (a prompt token counts 1, an output token 4): 1 if all got the same part of what they
-asked for, 1/n if one of n got it all.
+asked for, 1/n if one of n got it all. What limits refused is not counted as asked for.
 """
 
 from collections import defaultdict
@@ -19,6 +19,7 @@ from functools import cache
 from typing import Any
 
 from backends.simulated.engine import EngineProfile
+from gateway.config.snapshot import Slo
 from gateway.replay.fleet import bare_prefill
 from gateway.replay.requests import SHORT
 from gateway.replay.twin import NEVER, Journey, Replayed, Sample
@@ -43,16 +44,40 @@ class Objectives:
     """Times the bare prefill, if that is more."""
     long_tpot: float = 0.100
 
+    def in_words(self) -> str:
+        return (
+            f"In time: short, first token within {self.short_ttft:g} s and {self.short_tpot * 1e3:g} ms per "
+            f"token; long, within max({self.long_ttft:g} s, {self.long_stretch:g} x its bare prefill) and "
+            f"{self.long_tpot * 1e3:g} ms."
+        )
+
     def ttft(self, tokens: int, bare: float) -> float:
         """Seconds to the first token that a request of that many tokens, prompt and output, has."""
         return self.short_ttft if tokens <= SHORT else max(self.long_ttft, self.long_stretch * bare)
 
+    def budget(self, tokens: int, bare: float, slo: Slo) -> float:
+        """Seconds to the first token after which a request is shed; a promise of the file wins, as it does
+        live (`Policy.time_to_first`)."""
+        seconds = self.ttft(tokens, bare)
+        if slo.ttft_p95_ms is not None:
+            seconds = max(slo.ttft_p95_ms / 1e3, self.long_stretch * bare)
+        return seconds if slo.queue_ms is None else min(seconds, slo.queue_ms / 1e3 + bare)
+
     def met(self, journey: Journey, bare: float) -> bool:
+        """Whether it was in time: by what the file promised it, and for what that leaves open, by these."""
         if journey.outcome != "completed":
             return False
-        tpot = self.short_tpot if journey.request.short else self.long_tpot
-        tokens = journey.prompt_tokens + journey.output_tokens
-        return journey.ttft <= self.ttft(tokens, bare) and journey.tpot <= tpot
+        request, slo = journey.request, journey.promised
+        # As it was asked: a brown-out makes no long request a short one.
+        ttft = self.ttft(request.prompt_tokens + request.output_tokens, bare)
+        tpot = self.short_tpot if request.short else self.long_tpot
+        if slo.ttft_p95_ms is not None:
+            ttft = slo.ttft_p95_ms / 1e3
+        if slo.tpot_p99_ms is not None:
+            tpot = slo.tpot_p99_ms / 1e3
+        if slo.queue_ms is not None and (journey.sent - request.at) * 1e3 > slo.queue_ms:
+            return False
+        return journey.ttft <= ttft and journey.tpot <= tpot
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +111,20 @@ class Row:
     """Longest wait for a first token, or for the refusal."""
     ranked: bool = True
     """False: others finished more of these requests, so latencies do not compare."""
+    failed: float = 0.0
+    """Answered with an error that is no shedding, or broken off; over sockets only."""
+    degraded: float = 0.0
+    """Part that a brown-out took something from, whether or not it was missed."""
+    cut: float = 0.0
+    """Part whose answer it made shorter than the model had it."""
+    goodput_whole: float = 0.0
+    """In time, and not cut short by it."""
+    limited: float = 0.0
+    """Refused by limits."""
+    limit_cut: float = 0.0
+    """Part whose answer limits made shorter than the model had it."""
+    taken_back: float = 0.0
+    """Part that was taken back from an engine for a more urgent request, at least once."""
 
     def as_json(self) -> dict[str, Any]:
         row = {("class" if name == "cls" else name): value for name, value in asdict(self).items()}
@@ -170,6 +209,13 @@ def figures_of(
             goodput=sum(met[id(journey)] for journey in some) / count,
             shed=sum(journey.outcome == "shed" for journey in some) / count,
             unfinished=sum(journey.outcome == "unfinished" for journey in some) / count,
+            failed=sum(journey.outcome == "failed" for journey in some) / count,
+            degraded=sum(journey.degraded for journey in some) / count,
+            cut=sum(journey.cut for journey in some if journey.outcome == "completed") / count,
+            goodput_whole=sum(met[id(journey)] and not journey.cut for journey in some) / count,
+            limited=sum(journey.outcome == "limited" for journey in some) / count,
+            limit_cut=sum(journey.limit_cut for journey in some if journey.outcome == "completed") / count,
+            taken_back=sum(journey.taken_back > 0 for journey in some) / count,
             jain=fairness,
             wait_max=max((_waited(journey, replayed.ended) for journey in some), default=0.0),
         )
@@ -185,6 +231,11 @@ def figures_of(
             for cls, some in _classes(group).items()
             if some
         ]
+    if flooder is None and any(journey.outcome == "limited" for journey in journeys):
+        of_tenant: dict[str, list[Journey]] = defaultdict(list)
+        for journey in journeys:
+            of_tenant[journey.request.tenant].append(journey)
+        rows += [row(some, "all", "all", name) for name, some in sorted(of_tenant.items())]
     if flooder is not None:
         flood = [journey.request.at for journey in journeys if journey.request.flood]
         start, end = (min(flood), max(flood)) if flood else (0.0, 0.0)
@@ -224,7 +275,7 @@ def worst_of(rows: Iterable[Row]) -> list[Row]:
 
     def worst(name: str, group: list[Row]) -> float:
         values = [getattr(row, name) for row in group]
-        found: float = min(values) if name in ("goodput", "jain") else max(values)
+        found: float = min(values) if name in ("goodput", "goodput_whole", "jain") else max(values)
         return found
 
     return [
@@ -247,11 +298,12 @@ def rank(rows: Sequence[Row]) -> list[Row]:
     )  # fmt: skip
     best: dict[tuple[float, str, str, str], float] = {}
     for row in rows:
-        best[key(row)] = max(best.get(key(row), 0.0), 1 - row.shed - row.unfinished)
-    return [
-        Row(**{**asdict(row), "ranked": 1 - row.shed - row.unfinished >= best[key(row)] - FEWER})
-        for row in rows
-    ]
+        best[key(row)] = max(best.get(key(row), 0.0), _finished(row))
+    return [Row(**{**asdict(row), "ranked": _finished(row) >= best[key(row)] - FEWER}) for row in rows]
+
+
+def _finished(row: Row) -> float:
+    return 1 - row.shed - row.limited - row.unfinished - row.failed
 
 
 def _classes(journeys: list[Journey]) -> dict[str, list[Journey]]:
@@ -274,6 +326,8 @@ def _shares(journeys: list[Journey], weights: Mapping[str, float]) -> dict[str, 
     demand: dict[str, float] = defaultdict(float)
     service: dict[str, float] = defaultdict(float)
     for journey in journeys:
+        if journey.outcome == "limited":
+            continue
         tenant = journey.request.tenant
         output = OUTPUT_WEIGHT * journey.output_tokens
         demand[tenant] += journey.prompt_tokens + output

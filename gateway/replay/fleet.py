@@ -8,7 +8,7 @@ each replica is told after every stretch, so that its step model learns from it.
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -101,6 +101,19 @@ class Speaker(Hashable, Protocol):
     over: bool
     """It has said what was expected of it."""
     expected: int
+    cached: int
+    """Tokens of its prompt that the engine had."""
+
+
+class _Seat:
+    """One attempt of a request, as the engine knows it."""
+
+    __slots__ = ("gone", "who")
+
+    def __init__(self, who: Speaker) -> None:
+        self.who = who
+        self.gone = False
+        """It was dropped: what the engine still tells of it is of no interest."""
 
 
 class ReplayReplica:
@@ -119,6 +132,7 @@ class ReplayReplica:
         self.ledger = ReplayLedger(replica, clock)
         self.cache = PrefixCache(prefix_cache)
         self.hit_tokens = 0
+        self._seats: dict[Speaker, _Seat] = {}
         self._decoded = 0
         self._under = self._over = 0
         self._passing: list[tuple[int, int, Speaker]] = []  # (value of _decoded, tie, who)
@@ -129,8 +143,27 @@ class ReplayReplica:
     def submit(self, now: float, who: Speaker) -> None:
         """Put it in the engine's queue. Raises CapacityError."""
         hit = self.cache.hit(who.blocks) if who.blocks else 0
-        self.hit_tokens += min(hit, who.prompt_tokens - 1)
-        self.engine.submit(now, who, who.prompt_tokens, who.output_tokens, hit)
+        hit = min(hit, who.prompt_tokens - 1)
+        self.hit_tokens += hit
+        who.cached = hit
+        seat = _Seat(who)
+        self.engine.submit(now, seat, who.prompt_tokens, who.output_tokens, hit)
+        self._seats[who] = seat
+
+    def has(self, who: Speaker) -> bool:
+        """Whether the engine has it."""
+        return who in self._seats
+
+    def drop(self, now: float, who: Speaker) -> None:
+        """Its connection is closed: what the engine has computed for it is lost, and no more is heard."""
+        seat = self._seats.pop(who)
+        seat.gone = True
+        self.engine.cancel(now, seat)
+        self._leave(who)
+
+    def speaking(self) -> list[tuple[Speaker, int]]:
+        """Who streams, oldest first, and the tokens of each so far."""
+        return [(who, who.told + self._decoded - who.joined) for who in self._heard]
 
     def advance(
         self, now: float, started: Callable[[Speaker], None], finished: Callable[[Speaker], None]
@@ -139,8 +172,7 @@ class ReplayReplica:
         stretch = self.engine.advance(now)
         if stretch is None:
             return
-        who: Speaker
-        for who in stretch.preempted:  # type: ignore[assignment]  # we submit nothing else
+        for who in _present(stretch.preempted):
             self._leave(who)
         self._decoded += stretch.steps
         if self._under or self._over:
@@ -150,24 +182,27 @@ class ReplayReplica:
                 self._pass(who)
             if self._talker is not None:
                 self._tell(self._talker)
-        for who in stretch.resumed:  # type: ignore[assignment]
+        for who in _present(stretch.resumed):
             if who.streamed:
                 who.slot.progress(1)
                 who.told += 1
                 self._join(who)
-        for who in stretch.started:  # type: ignore[assignment]
+        for who in _present(stretch.started):
             self.cache.add(who.blocks)
             if who.streamed:
                 who.told = 1
                 self._join(who)
                 who.slot.progress(1)
             started(who)
-        for who in stretch.finished:  # type: ignore[assignment]
+        for who in _present(stretch.finished):
+            del self._seats[who]
             self._leave(who)
             rest = who.output_tokens - who.told
             if rest:
                 who.slot.start()
                 who.slot.progress(rest)
+            if who.slot.on_cached is not None:
+                who.slot.on_cached(who.cached)
             who.slot.release()
             finished(who)
         if self._talker is None and self._heard:
@@ -215,6 +250,14 @@ class ReplayReplica:
         who.over = True
         self._under -= 1
         self._over += 1
+
+
+def _present(seats: Iterable[Hashable]) -> Iterator[Speaker]:
+    """Who they are, of those that were not dropped."""
+    for seat in seats:
+        assert isinstance(seat, _Seat), "we submit nothing else"
+        if not seat.gone:
+            yield seat.who
 
 
 def bare_prefill(profile: EngineProfile, tokens: int) -> float:

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from gateway.replay.comparing import CARRIED, Comparison
-from gateway.replay.figures import CURVE, Row, Run
+from gateway.replay.figures import CURVE, Objectives, Row, Run
 from gateway.replay.report import headline
 
 __all__ = ["as_html"]
@@ -32,9 +32,8 @@ svg text{font:11px system-ui,sans-serif;fill:#333}
 figcaption,p.note{color:#aaa}th,td{border-color:#333}}
 """
 
-NOTE = """<p class=note>Virtual time: the gateway's own scheduler over simulated engines. short: prompt and
-output of at most 2,048 tokens. In time: short, first token within 1 s and 60 ms per token; long, within
-max(3 s, 5 times its bare prefill) and 100 ms. What was shed or did not finish was not in time.</p>"""
+NOTE = """<p class=note>{how} short: prompt and output of at most 2,048 tokens. {slo} What was shed,
+refused by limits, failed or did not finish was not in time.</p>"""
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 40
@@ -74,8 +73,18 @@ class _Axis:
         return [i * step for i in range(first, int(self.high / step + 1e-9) + 1)]
 
 
-def as_html(comparison: Comparison, settings: Mapping[str, Any], command: str) -> str:
-    """The whole page."""
+def as_html(
+    comparison: Comparison,
+    settings: Mapping[str, Any],
+    command: str,
+    *,
+    title: str = "Headgate replay",
+    head: str | None = None,
+    how: str = "Virtual time: the gateway's own scheduler over simulated engines.",
+    objectives: Objectives | None = None,
+) -> str:
+    """The whole page. `head`: what stands above the tables, if not the replay's own line; `how`: where its
+    figures come from."""
     policies = list(dict.fromkeys(row.policy for row in comparison.rows))
     colours = {policy: COLOURS[number % len(COLOURS)] for number, policy in enumerate(policies)}
     rows = [row for row in comparison.rows if row.priority == "all" and row.tenant == "all"]
@@ -83,10 +92,11 @@ def as_html(comparison: Comparison, settings: Mapping[str, Any], command: str) -
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
-        f"<title>Headgate replay</title><style>{STYLE}</style>",
-        "<h1>Headgate replay</h1>",
-        f"<p><code>{escape(command)}</code></p><p>{escape(headline(comparison))}</p>",
-        NOTE,
+        f"<title>{escape(title)}</title><style>{STYLE}</style>",
+        f"<h1>{escape(title)}</h1>",
+        f"<p><code>{escape(command)}</code></p>",
+        f"<p>{escape(headline(comparison) if head is None else head)}</p>",
+        NOTE.format(how=escape(how), slo=escape((objectives or Objectives()).in_words())),
         _key(colours),
     ]
     if len(loads) > 1:
@@ -153,7 +163,8 @@ def _key(colours: Mapping[str, str]) -> str:
 def _rows_table(rows: Iterable[Row]) -> str:
     heads = (
         "policy", "load", "class", "of", "requests", "TTFT p50", "p95", "p99", "max s", "E2E p50", "p95",
-        "p99 s", "TPOT p99 ms", "goodput", "shed", "left", "jain", "longest wait s",
+        "p99 s", "TPOT p99 ms", "goodput", "whole", "degraded", "shed", "limited", "failed", "left", "jain",
+        "longest wait s",
     )  # fmt: skip
     lines = ["<table><tr>" + "".join(f"<th>{head}" for head in heads)]
     for row in rows:
@@ -162,7 +173,8 @@ def _rows_table(rows: Iterable[Row]) -> str:
             escape(row.policy), f"{row.load:g}", row.cls, escape(of), str(row.requests),
             f"{row.ttft_p50:.3f}", f"{row.ttft_p95:.2f}", f"{row.ttft_p99:.2f}", f"{row.ttft_max:.1f}",
             f"{row.e2e_p50:.1f}", f"{row.e2e_p95:.1f}", f"{row.e2e_p99:.1f}", f"{row.tpot_p99 * 1e3:.0f}",
-            f"{row.goodput:.3f}", f"{row.shed:.2%}", f"{row.unfinished:.2%}", f"{row.jain:.3f}",
+            f"{row.goodput:.3f}", f"{row.goodput_whole:.3f}", f"{row.degraded:.2%}", f"{row.shed:.2%}",
+            f"{row.limited:.2%}", f"{row.failed:.2%}", f"{row.unfinished:.2%}", f"{row.jain:.3f}",
             f"{row.wait_max:.1f}",
         )  # fmt: skip
         unranked = "" if row.ranked else " class=not"

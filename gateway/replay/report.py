@@ -6,7 +6,7 @@ from typing import Any
 from gateway.replay.comparing import Comparison
 from gateway.replay.figures import Row
 
-__all__ = ["as_json", "as_text", "headline"]
+__all__ = ["as_json", "as_text", "headline", "table"]
 
 
 def as_json(comparison: Comparison, settings: dict[str, Any]) -> dict[str, Any]:
@@ -44,9 +44,11 @@ COLUMNS = (
 )
 
 
-def as_text(comparison: Comparison) -> str:
-    """A table for each load. Latencies in brackets: of policies that finished fewer requests than others."""
-    blocks = [headline(comparison)]
+def as_text(comparison: Comparison, head: str | None = None) -> str:
+    """A table for each load. Latencies in brackets: of policies that finished fewer requests than others.
+
+    `head`: what stands above it, if not the replay's own line."""
+    blocks = [headline(comparison) if head is None else head]
     plain = [row for row in comparison.rows if row.priority == "all" and row.tenant == "all"]
     for load in sorted({row.load for row in plain}):
         lines = [
@@ -54,7 +56,24 @@ def as_text(comparison: Comparison) -> str:
             for policy, classes in _by_policy([row for row in plain if row.load == load]).items()
             if (line := _line(policy, classes)) is not None
         ]
-        blocks.append(f"load {load:g}\n" + _table(COLUMNS, lines))
+        blocks.append(f"load {load:g}\n" + table(COLUMNS, lines))
+        blocks += [
+            f"brown-out of {row.policy}: {row.degraded:.1%} of the requests lost something, {row.cut:.1%} "
+            f"got a shorter answer; in time and whole: {row.goodput_whole:.3f}"
+            for row in plain
+            if row.load == load and row.cls == "all" and row.degraded
+        ]
+        blocks += [
+            f"limits, {row.policy}: {row.limited:.1%} of the requests refused, {row.limit_cut:.1%} got a "
+            "shorter answer"
+            for row in plain
+            if row.load == load and row.cls == "all" and (row.limited or row.limit_cut)
+        ]
+        blocks += [
+            f"preemption, {row.policy}: {row.taken_back:.1%} of the requests gave way to more urgent ones"
+            for row in plain
+            if row.load == load and row.cls == "all" and row.taken_back
+        ]
     groups = [row for row in comparison.rows if row.priority != "all" or row.tenant != "all"]
     if groups:
         lines = [
@@ -62,14 +81,16 @@ def as_text(comparison: Comparison) -> str:
                 row.policy, f"{row.load:g}", row.priority if row.tenant == "all" else row.tenant, row.cls,
                 str(row.requests), f"{row.ttft_p50:.2f} / {row.ttft_p95:.2f} / {row.ttft_p99:.2f}",
                 f"{row.e2e_p95:.1f}", f"{row.goodput:.3f}", f"{row.shed:.1%}",
+                f"{row.limited:.1%}",
             )
             for row in groups
         ]  # fmt: skip
         blocks.append(
-            _table(
+            table(
                 (
                     ("policy", ""), ("load", ""), ("of", ""), ("class", ""), ("requests", ""),
                     ("TTFT", "p50 / p95 / p99 s"), ("E2E", "p95 s"), ("goodput", ""), ("shed", ""),
+                    ("limited", ""),
                 ),
                 lines,
             )
@@ -81,7 +102,7 @@ def as_text(comparison: Comparison) -> str:
             for policy, load in comparison.carried.items()
         ]
         blocks.append(
-            _table((("policy", ""), ("load carried", "90 % in time"), ("best is", "times that")), lines)
+            table((("policy", ""), ("load carried", "90 % in time"), ("best is", "times that")), lines)
         )
     return "\n\n".join(blocks)
 
@@ -125,7 +146,8 @@ def _of(row: Row | None, text: Any) -> str:
     return said if row.ranked else f"[{said}]"
 
 
-def _table(columns: Sequence[tuple[str, str]], lines: Sequence[Sequence[str]]) -> str:
+def table(columns: Sequence[tuple[str, str]], lines: Sequence[Sequence[str]]) -> str:
+    """In columns, each with a name and a unit."""
     rows = [[head for head, _ in columns], [unit for _, unit in columns], *lines]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     return "\n".join("  ".join(cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip() for row in rows)

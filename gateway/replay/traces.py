@@ -27,7 +27,7 @@ from gateway.replay.fleet import BLOCK
 from gateway.replay.mixes import DOCS_CAP, DOCS_REQUESTS
 from gateway.replay.requests import TraceRequest
 
-__all__ = ["MIX_FILES", "TraceInvalid", "mixed_files", "read_trace"]
+__all__ = ["MIX_FILES", "TraceInvalid", "mixed_files", "open_text", "read_trace"]
 
 MIX_FILES = (
     "azure2023_conv.csv.gz",
@@ -83,7 +83,7 @@ def mixed_files(directory: Path, rng: random.Random) -> list[TraceRequest]:
 
 
 def _requests(path: Path) -> Iterator[TraceRequest]:
-    with _text(path) as lines:
+    with open_text(path) as lines:
         first = lines.readline()
         lines.seek(0)
         if first.lstrip().startswith("{"):
@@ -212,7 +212,8 @@ def _request(at: float, tenant: str, prompt: Any, output: Any, blocks: Any) -> T
     return TraceRequest(at, tenant, tokens, max(1, int(float(output))), blocks=hashes)
 
 
-def _text(path: Path) -> TextIO:
+def open_text(path: Path) -> TextIO:
+    """A file as UTF-8 text, unpacked if its name ends in .gz. Raises OSError."""
     if path.suffix == ".gz":
         return io.TextIOWrapper(gzip.open(path), encoding="utf-8", newline="")  # the caller closes
     return path.open(encoding="utf-8", newline="")

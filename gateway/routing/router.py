@@ -5,7 +5,9 @@ each pool that cannot take this request: the attempt loop walks the usable ones,
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from itertools import dropwhile
+
+import msgspec
 
 from backends.contract import Unsupported
 from gateway.call import Call, Estimate
@@ -18,11 +20,11 @@ from gateway.errors import (
     Unavailable,
     UnsupportedByEngine,
 )
+from gateway.routing.splitting import Draw, drawn
 from gateway.tokens.bounding import PoolFit, bound_output, bounded_by, fit_pool, fit_rule
 
 
-@dataclass(frozen=True, slots=True)
-class RuleTrial:
+class RuleTrial(msgspec.Struct, frozen=True, gc=False):
     """One rule that was looked at: `mismatch` is the first condition that failed, None for the winner."""
 
     rule: str
@@ -31,8 +33,7 @@ class RuleTrial:
     """Of a winner: the condition that holds only because the output was bounded, and to what."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """One pool of the chain, as far as this request is concerned."""
 
     pool: Pool
@@ -48,13 +49,14 @@ class Target:
         return self.refusal is None
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     rule: Rule
     chain: tuple[Target, ...]
     tried: tuple[RuleTrial, ...]
     estimate: Estimate
     """What the request is expected to cost on this route: less where the rule bounds its output."""
+    draws: tuple[Draw, ...] = ()
+    """What it got of the chain's splits."""
 
 
 def choose_route(snapshot: Snapshot, call: Call, estimate: Estimate) -> Route:
@@ -69,8 +71,9 @@ def choose_route(snapshot: Snapshot, call: Call, estimate: Estimate) -> Route:
                 clamped, mismatch, estimate = _clamped(mismatch, fitted), None, fitted
         tried.append(RuleTrial(rule.name, mismatch, clamped))
         if mismatch is None:
-            chain = tuple(target_of(snapshot, rule, hop, call, estimate) for hop in rule.chain)
-            return Route(rule, chain, tuple(tried), estimate)
+            hops, draws = drawn(rule, call)
+            chain = tuple(target_of(snapshot, rule, hop, call, estimate) for hop in hops)
+            return Route(rule, chain, tuple(tried), estimate, draws)
     raise ModelNotFound(f"No rule takes the model {call.asked_model!r} of this request.", param="model")
 
 
@@ -109,8 +112,8 @@ def target_of(snapshot: Snapshot, rule: Rule, hop: Hop, call: Call, estimate: Es
             )
         except BadRequest as error:
             return Target(pool, model, "", PoolFit(None, False, False, error.message), error)
-        if estimate.bound.by == f"rule {rule.name}" and estimate.bound.tokens is not None:
-            bound = bounded_by(bound, estimate.bound.tokens, estimate.bound.by)
+        if estimate.bound.cap is not None:
+            bound = bounded_by(bound, *estimate.bound.cap)
     fit = fit_pool(bound, model, pool.limits, estimate.prompt)
     engine_model = engine_model_of(pool, model, call)
     refusal = _refusal(pool, model, engine_model, fit, rule.fit, call)
@@ -127,7 +130,7 @@ def engine_model_of(pool: Pool, model: Model, call: Call) -> str | None:
 def _refusal(
     pool: Pool, model: Model, engine_model: str | None, fit: PoolFit, rule_fit: Fit, call: Call
 ) -> GatewayError | None:
-    if pool.state == "cold":
+    if pool.state == "cold" and pool.activation is None:
         return Unavailable(f"pool {pool.name} is cold", reason="no_replica")
     if engine_model is None:
         return ModelNotFound(f"pool {pool.name} does not serve {model.name}", param="model")
@@ -155,6 +158,19 @@ def refused_at(rule: Rule, target: Target) -> bool:
         rule.fit == "refuse"
         and target.fit.sent is not None
         and isinstance(target.refusal, ContextLengthExceeded)
+    )
+
+
+def lenders_of(route: Route, here: Target) -> tuple[Target, ...]:
+    """Who may serve a request that waits for `here`: usable pools that come later in the chain, lend to this
+    one, and would give the same model no smaller an output."""
+    return tuple(
+        later
+        for later in dropwhile(lambda each: each is not here, route.chain)
+        if here.pool.name in later.pool.lends_to
+        and later.usable
+        and later.model is here.model
+        and (later.fit.sent is None or (here.fit.sent is not None and later.fit.sent >= here.fit.sent))
     )
 
 

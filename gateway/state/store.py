@@ -24,6 +24,8 @@ log = logging.getLogger("headgate.state")
 FILE_NAME = "state.sqlite3"
 BUSY_SECONDS = 5.0
 """How long a write waits for another process's."""
+WAKES_KEPT = 7
+"""Wakes of each pool whose times are remembered."""
 AUDIT_KEPT = 10_000
 """Entries; older ones are dropped."""
 SCHEMA_VERSION = 1
@@ -35,6 +37,8 @@ CREATE TABLE IF NOT EXISTS keys (
 CREATE TABLE IF NOT EXISTS revocations (
     digest TEXT PRIMARY KEY, since REAL NOT NULL, at REAL NOT NULL, who TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS drains (replica TEXT PRIMARY KEY, at REAL NOT NULL, who TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS wakes (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, pool TEXT NOT NULL, at REAL NOT NULL, seconds REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS audit (
     number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, who TEXT NOT NULL,
     action TEXT NOT NULL, target TEXT NOT NULL, detail TEXT NOT NULL);
@@ -156,7 +160,28 @@ class StateStore:
             ).fetchall()
         return [AuditEntry(*row) for row in rows]
 
+    def wakes(self) -> dict[str, list[float]]:
+        """By pool: seconds that its last wakes took, oldest first."""
+        with self._lock:
+            rows = self._connection.execute("SELECT pool, seconds FROM wakes ORDER BY number").fetchall()
+        found: dict[str, list[float]] = {}
+        for pool, seconds in rows:
+            found.setdefault(pool, []).append(seconds)
+        return found
+
     # ------------------------------------------------------------------------------------------- writing
+
+    def note_wake(self, pool: str, seconds: float, *, at: float) -> None:
+        """A pool was woken in so many seconds. No administrator's action: the audit does not have it."""
+        with self._lock, self._transaction("IMMEDIATE"):
+            self._connection.execute(
+                "INSERT INTO wakes (pool, at, seconds) VALUES (?, ?, ?)", (pool, at, seconds)
+            )
+            self._connection.execute(
+                "DELETE FROM wakes WHERE pool = ? AND number NOT IN "
+                "(SELECT number FROM wakes WHERE pool = ? ORDER BY number DESC LIMIT ?)",
+                (pool, pool, WAKES_KEPT),
+            )
 
     def add_key(self, key: StoredKey) -> None:
         """Raises Taken."""

@@ -18,6 +18,18 @@ LogFormat = Literal["json", "text", "auto"]
 
 request_log = logging.getLogger("headgate.request")
 
+
+def log_request(outcome: str | None, fields: dict[str, Any]) -> None:
+    """Write the line of a finished request.
+
+    `Logger.info` would also find out where in the code it was called, which no line shows.
+    """
+    if request_log.isEnabledFor(logging.INFO):
+        record = logging.LogRecord(request_log.name, logging.INFO, __file__, 0, outcome, None, None)
+        record.fields = fields
+        request_log.handle(record)
+
+
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 """Escaped in text: no value starts a line of its own or speaks to the terminal."""
 
@@ -34,7 +46,11 @@ class JsonFormatter(logging.Formatter):
         }
         fields: dict[str, Any] | None = getattr(record, "fields", None)
         if fields:
-            line |= {name: _short(value) for name, value in fields.items() if value is not None}
+            line |= {
+                name: value[:MAX_VALUE] if isinstance(value, str) else value
+                for name, value in fields.items()
+                if value is not None
+            }
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = "".join(traceback.format_exception(record.exc_info[1]))[-4 * MAX_VALUE :]
         try:
@@ -64,6 +80,8 @@ def configure(level: str = "info", form: LogFormat = "auto") -> None:
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextFormatter() if text else JsonFormatter())
+    # No line shows these, and each record would look them up ("Optimization" in the logging HOWTO).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -4,16 +4,19 @@ Labels come from closed sets (configured names, outcomes), never from what a cli
 from the ledgers at scrape time, so they cannot drift from the truth.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Generic, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from gateway.call import Estimate, PromptCount
+from gateway.telemetry.attainment import Attainment
 from gateway.telemetry.records import RequestRecord
 
 SECONDS = (
@@ -36,12 +39,28 @@ class Gauges(Protocol):
         """(pool, replica, requests in flight, outstanding tokens, ready)."""
         ...
 
+    def warming(self) -> Iterator[tuple[str, str, bool]]:
+        """(pool, replica, whether it gets its warm-up requests)."""
+        ...
+
+    def sleepers(self) -> Iterator[tuple[str, str, int]]:
+        """(pool that may sleep, its state, requests held until it is awake)."""
+        ...
+
     def drained(self) -> Iterator[tuple[str, str, bool]]:
         """(pool, replica, whether it was taken out of service)."""
         ...
 
-    def queues(self) -> Iterator[tuple[str, int]]:
-        """(pool, requests waiting)."""
+    def queues(self) -> Iterator[tuple[str, Mapping[tuple[str, str], int], Mapping[str, float]]]:
+        """(pool, requests waiting by (class, lane), seconds that a newcomer of a class must reckon with)."""
+        ...
+
+    def shares(self) -> Iterator[tuple[str, float, float]]:
+        """(pool, its share of the work that came lately, its share of the capacity), where work came."""
+        ...
+
+    def overload(self) -> Iterator[tuple[str, str, str, int]]:
+        """(whose steps, pool, class, number of the last step that is on; 0 for none)."""
         ...
 
     def limit_store(self) -> tuple[bool, int, int, int] | None:
@@ -105,10 +124,29 @@ class LimitTokens(Collector):
         yield tokens
 
 
+M = TypeVar("M", bound=MetricWrapperBase)
+
+
+class Children(dict[tuple[str, ...], M], Generic[M]):
+    """The children of a metric by their labels, made where they are missing.
+
+    `labels` of prometheus takes a microsecond to find one that is there, and a request touches a dozen.
+    Labels come from closed sets, so there are no more of these than there are time series.
+    """
+
+    def __init__(self, metric: M) -> None:
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> M:
+        child = self[labels] = self._metric.labels(*labels)
+        return child
+
+
 class Metrics:
     """The metrics of one gateway, on a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: that of the records it observes."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -131,10 +169,34 @@ class Metrics:
             ("model", "pool", "by"),
             registry=self.registry,
         )
+        self.degraded = Counter(
+            "headgate_degraded_requests",
+            "Requests that lost something in overload, by whose last step that was on",
+            ("of", "step"),
+            registry=self.registry,
+        )
         self.attempts = Counter(
             "headgate_attempts",
             "Sends to engines by how they ended",
             ("pool", "outcome"),
+            registry=self.registry,
+        )
+        self.mirrored = Counter(
+            "headgate_mirrored_requests",
+            "Copies of requests sent to a rule's mirror, by how they ended",
+            ("rule", "pool", "outcome"),
+            registry=self.registry,
+        )
+        self.lent = Counter(
+            "headgate_lent_requests",
+            "Sends to replicas of a pool for requests that waited for another",
+            ("pool", "borrower"),
+            registry=self.registry,
+        )
+        self.prefix_tokens = Counter(
+            "headgate_prefix_tokens",
+            "Prompt tokens that engines told of: what the gateway expected in their caches, what they had",
+            ("pool", "by"),
             registry=self.registry,
         )
         self.counts = Counter(
@@ -208,8 +270,29 @@ class Metrics:
         self.queue_wait = Histogram(
             "headgate_queue_wait_seconds",
             "Time spent waiting for a replica",
-            ("pool",),
+            ("pool", "class"),
             buckets=WAITS,
+            registry=self.registry,
+        )
+        self.wakes = Counter(
+            "headgate_wakes", "Wakes of pools by how they ended", ("pool", "outcome"), registry=self.registry
+        )
+        self.wake_seconds = Histogram(
+            "headgate_wake_seconds",
+            "Time from the request that woke a pool until it took requests",
+            ("pool",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.warm_ups = Counter(
+            "headgate_warm_ups", "Warm-ups of replicas by how they ended", ("pool", "outcome"),
+            registry=self.registry,
+        )  # fmt: skip
+        self.warm_up_seconds = Histogram(
+            "headgate_warm_up_seconds",
+            "Time that a replica's warm-up requests took",
+            ("pool",),
+            buckets=SECONDS,
             registry=self.registry,
         )
         self.overhead = Histogram(
@@ -220,6 +303,21 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.attainment = Attainment(clock)
+        self.registry.register(self.attainment)
+        # What each request touches:
+        self._requests = Children(self.requests)
+        self._tokens = Children(self.tokens)
+        self._attempts = Children(self.attempts)
+        self._counts = Children(self.counts)
+        self._count_drift = Children(self.count_drift)
+        self._verified_estimates = Children(self.verified_estimates)
+        self._output_error = Children(self.output_error)
+        self._output_predictions = Children(self.output_predictions)
+        self._first_token = Children(self.first_token)
+        self._duration = Children(self.duration)
+        self._queue_wait = Children(self.queue_wait)
+
     def watch(self, gauges: Gauges) -> None:
         """Serve `gauges` from now on."""
         self.registry.register(_GaugeCollector(gauges))
@@ -228,28 +326,43 @@ class Metrics:
         """Count one finished request."""
         model, pool, tenant = record.model or "", record.pool or "", record.tenant or ""
         outcome = record.outcome or "failed"
-        self.requests.labels(model, pool, tenant, outcome, record.error_code or "").inc()
+        self._requests[model, pool, tenant, outcome, record.error_code or ""].inc()
         if record.pool is None:
             return
-        self.duration.labels(model, pool).observe(now - record.received)
-        self.queue_wait.labels(pool).observe(record.queued)
+        self._duration[model, pool].observe(now - record.received)
+        self._queue_wait[pool, record.priority_class or ""].observe(record.queued)
+        self.attainment.note(record, now)
         if record.first_byte is not None:
-            self.first_token.labels(model, pool).observe(record.first_byte - record.received)
+            self._first_token[model, pool].observe(record.first_byte - record.received)
             self.overhead.observe(record.overhead(now))
-            self.tokens.labels(model, pool, tenant, "prompt").inc(record.prompt_tokens or 0)
-            self.tokens.labels(model, pool, tenant, "completion").inc(record.completion_tokens)
+            self._tokens[model, pool, tenant, "prompt"].inc(record.prompt_tokens or 0)
+            self._tokens[model, pool, tenant, "completion"].inc(record.completion_tokens)
         if record.max_tokens_by is not None:
             self.clamped.labels(model, pool, record.max_tokens_by).inc()
 
+    def note_degraded(self, causes: Iterable[tuple[str, int]]) -> None:
+        """Count a request that lost something: whose steps took it, and the number of the last."""
+        for of, step in causes:
+            self.degraded.labels(of, str(step)).inc()
+
+    def note_attempt(self, pool: str, outcome: str) -> None:
+        """Count one send to an engine by how it ended."""
+        self._attempts[pool, outcome].inc()
+
     def note_count(self, model: str, prompt: PromptCount) -> None:
         """Count one prompt by who counted it."""
-        self.counts.labels(model, str(prompt.exact).lower(), prompt.tier).inc()
+        self._counts[model, _words(prompt.exact), prompt.tier].inc()
+
+    def note_prefix(self, pool: str, expected: int, cached: int) -> None:
+        """Hold what a prompt was expected to find in an engine's cache against what the engine told."""
+        self.prefix_tokens.labels(pool, "expected").inc(expected)
+        self.prefix_tokens.labels(pool, "cached").inc(cached)
 
     def observe_count(self, model: str, tier: str, ratio: float, verification: str | None) -> None:
         """Hold a prompt's count against the engine's. `ratio` is the engine's by ours."""
-        self.count_drift.labels(model, "estimated" if tier == "estimate" else "exact").observe(ratio)
+        self._count_drift[model, "estimated" if tier == "estimate" else "exact"].observe(ratio)
         if verification is not None:
-            self.verified_estimates.labels(model, verification).inc()
+            self._verified_estimates[model, verification].inc()
 
     def observe_output(self, model: str, expected: Estimate, sent: int | None, came: int) -> None:
         """Hold the prediction against a whole answer, in tokens per choice. `sent` is the max_tokens that the
@@ -257,15 +370,18 @@ class Metrics:
         p90, mean = expected.output, expected.mean
         if sent is not None:
             p90, mean = min(p90, sent), min(mean, sent)
-        passed = str(came > p90).lower()
-        self.output_predictions.labels(model, expected.output_by, passed).inc()
+        self._output_predictions[model, expected.output_by, _words(came > p90)].inc()
         if expected.learned:
-            self.output_error.labels(model, "mean").observe(mean / max(came, 1))
-            self.output_error.labels(model, "p90").observe(p90 / max(came, 1))
+            self._output_error[model, "mean"].observe(mean / max(came, 1))
+            self._output_error[model, "p90"].observe(p90 / max(came, 1))
 
     def render(self) -> bytes:
         """Prometheus' text format. Takes milliseconds: call it off the loop."""
         return generate_latest(self.registry)
+
+
+def _words(flag: bool) -> str:
+    return "true" if flag else "false"
 
 
 class _GaugeCollector(Collector):
@@ -292,10 +408,45 @@ class _GaugeCollector(Collector):
         for pool, name, out in self._gauges.drained():
             drained.add_metric((pool, name), float(out))
         yield drained
-        queued = GaugeMetricFamily("headgate_queued_requests", "Requests waiting in a pool", labels=("pool",))
-        for pool, waiting in self._gauges.queues():
-            queued.add_metric((pool,), waiting)
-        yield from (in_flight, outstanding, up, queued)
+        warming = GaugeMetricFamily(
+            "headgate_replica_warming", "Whether a replica gets its warm-up requests", labels=replica
+        )
+        for pool, name, now in self._gauges.warming():
+            warming.add_metric((pool, name), float(now))
+        yield warming
+        yield from _sleepers(self._gauges.sleepers())
+        queued = GaugeMetricFamily(
+            "headgate_queued_requests", "Requests waiting for a replica", labels=("pool", "class", "lane")
+        )
+        wait = GaugeMetricFamily(
+            "headgate_queue_expected_wait_seconds",
+            "What a request that comes now must reckon with, however long it is",
+            labels=("pool", "class"),
+        )
+        for pool, waiting, waits in self._gauges.queues():
+            for standing, number in waiting.items():
+                queued.add_metric((pool, *standing), number)
+            for priority, seconds in waits.items():
+                wait.add_metric((pool, priority), seconds)
+        yield from (in_flight, outstanding, up, queued, wait)
+        work = GaugeMetricFamily(
+            "headgate_pool_work_share", "Its part of the work that came in ten minutes", labels=("pool",)
+        )
+        capacity = GaugeMetricFamily(
+            "headgate_pool_capacity_share", "Its part of the fleet, by measured speeds", labels=("pool",)
+        )
+        for pool, worked, able in self._gauges.shares():
+            work.add_metric((pool,), worked)
+            capacity.add_metric((pool,), able)
+        yield from (work, capacity)
+        steps = GaugeMetricFamily(
+            "headgate_overload_step",
+            "The last step of a brown-out that is on; 0: none",
+            labels=("of", "pool", "class"),
+        )
+        for of, pool, priority_class, number in self._gauges.overload():
+            steps.add_metric((of, pool, priority_class), number)
+        yield steps
         yield from _limit_store(self._gauges.limit_store())
         limit = ("pool", "limit")
         in_force = GaugeMetricFamily(
@@ -338,6 +489,20 @@ class _GaugeCollector(Collector):
         when.add_metric((), at)
         yield from (successful, when)
         yield InfoMetricFamily("headgate_build", "Version and configuration", value=self._gauges.info())
+
+
+def _sleepers(told: Iterator[tuple[str, str, int]]) -> Iterator[Metric]:
+    state = GaugeMetricFamily(
+        "headgate_pool_state", "1 for the state that a pool is in", labels=("pool", "state")
+    )
+    held = GaugeMetricFamily(
+        "headgate_held_requests", "Requests held until a pool is awake", labels=("pool",)
+    )
+    for pool, current, waiting in told:
+        for each in ("asleep", "waking", "awake", "cooling"):
+            state.add_metric((pool, each), float(each == current))
+        held.add_metric((pool,), waiting)
+    yield from (state, held)
 
 
 def _limit_store(told: tuple[bool, int, int, int] | None) -> Iterator[Metric]:

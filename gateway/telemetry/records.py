@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+from gateway.config.snapshot import Slo
 from gateway.telemetry.tracing import NO_SPAN, Span
 
 Outcome = Literal["completed", "failed", "cancelled", "rejected"]
 """`rejected` requests were refused for their own sake (4xx); `failed` ones for ours or an engine's;
 `cancelled` ones lost their client, or the gateway was told to end at once."""
 
-Stage = Literal["receiving", "counting", "queued", "waiting", "streaming", "done"]
+Stage = Literal["receiving", "counting", "waking", "queued", "waiting", "streaming", "done"]
 
 
 class RequestRecord:
@@ -25,13 +26,16 @@ class RequestRecord:
         "_book",
         "answering_model",
         "attempts",
+        "choices",
         "completion_tokens",
         "cut_by",
         "cut_off",
+        "degraded",
         "engine",
         "error_code",
         "estimated_total",
         "first_byte",
+        "held",
         "key_id",
         "max_tokens",
         "max_tokens_by",
@@ -44,12 +48,14 @@ class RequestRecord:
         "prompt_tier",
         "prompt_tokens",
         "queued",
+        "queued_in",
         "rate_headers",
         "received",
         "replica",
         "request_id",
         "rule",
         "shown_id",
+        "slo",
         "span",
         "stage",
         "status",
@@ -90,8 +96,12 @@ class RequestRecord:
         self.stream = False
         self.rule: str | None = None
         self.pool: str | None = None
+        self.slo: Slo | None = None
+        """What that pool promises to this class."""
         self.replica: str | None = None
         self.engine: str | None = None
+        self.queued_in: str | None = None
+        """The pool in whose line it stood, where another one lent it a replica."""
         self.attempts = 0
         self.prompt_tokens: int | None = None
         """The gateway's count."""
@@ -102,7 +112,11 @@ class RequestRecord:
         """Sent to the engine, per choice."""
         self.max_tokens_by: str | None = None
         """What cut it below what the client asked for; None where nothing did."""
+        self.degraded: str | None = None
+        """What it lost in overload, and why."""
         self.completion_tokens = 0
+        """Over all choices."""
+        self.choices = 1
         self.usage_source: Literal["engine", "counted"] = "counted"
         self.cut_by: str | None = None
         """The limit that cut the answer short."""
@@ -112,6 +126,8 @@ class RequestRecord:
         """The `x-ratelimit-*` headers: how the limits stood when they were asked."""
         self.queued = 0.0
         """Seconds spent waiting for a replica."""
+        self.held = 0.0
+        """Seconds of that until a pool was awake."""
         self.upstream_wait = 0.0
         """Seconds spent waiting for engines before the first byte."""
         self.span: Span = NO_SPAN
@@ -133,22 +149,27 @@ class RequestRecord:
 
     def headers(self, now: float) -> list[tuple[bytes, bytes]]:
         """`x-headgate-*`: who answered, or failed to, and what it took so far; and `x-ratelimit-*`."""
-        facts: list[tuple[str, object]] = [
-            ("pool", self.pool),
-            ("replica", self.replica),
-            ("rule", self.rule),
-            ("attempts", self.attempts or None),
-            ("prompt-tokens", self.prompt_tokens),
-            ("prompt-count", self.prompt_tier),
-            ("max-tokens", self.max_tokens),
-            ("max-tokens-bound-by", self.max_tokens_by),
-            ("model", self.answering_model),
-        ]
+        facts = (
+            (b"x-headgate-pool", self.pool),
+            (b"x-headgate-replica", self.replica),
+            (b"x-headgate-rule", self.rule),
+            (b"x-headgate-attempts", self.attempts or None),
+            (b"x-headgate-prompt-tokens", self.prompt_tokens),
+            (b"x-headgate-prompt-count", self.prompt_tier),
+            (b"x-headgate-max-tokens", self.max_tokens),
+            (b"x-headgate-max-tokens-bound-by", self.max_tokens_by),
+            (b"x-headgate-model", self.answering_model),
+            (b"x-headgate-degraded", self.degraded),
+        )
+        headers = [(name, str(fact).encode()) for name, fact in facts if fact is not None]
         if self.rule is not None:
-            facts.append(("queue-ms", f"{self.queued * 1e3:.1f}"))
-            facts.append(("overhead-ms", f"{self.overhead(now) * 1e3:.1f}"))
-        headers = [(f"x-headgate-{name}".encode(), str(v).encode()) for name, v in facts if v is not None]
-        return headers + [(name.encode(), value.encode()) for name, value in self.rate_headers()]
+            headers.append((b"x-headgate-queue-ms", b"%.1f" % (self.queued * 1e3)))
+            if self.held >= 0.0005:
+                headers.append((b"x-headgate-wake-ms", b"%.1f" % (self.held * 1e3)))
+            headers.append((b"x-headgate-overhead-ms", b"%.1f" % (self.overhead(now) * 1e3)))
+        for name, value in self.rate_headers():
+            headers.append((name.encode(), value.encode()))
+        return headers
 
     def as_row(self, now: float) -> dict[str, Any]:
         """The record for people: admin listing and log line."""
@@ -171,16 +192,19 @@ class RequestRecord:
             "pool": self.pool,
             "replica": self.replica,
             "engine": self.engine,
+            "queued_in": self.queued_in,
             "attempts": self.attempts,
             "prompt_tokens": self.prompt_tokens,
             "prompt_count": self.prompt_tier,
             "estimated_total": self.estimated_total,
             "max_tokens": self.max_tokens,
             "max_tokens_by": self.max_tokens_by,
+            "degraded": self.degraded,
             "completion_tokens": self.completion_tokens,
             "cut_by": self.cut_by,
             "usage_source": self.usage_source,
             "queue_ms": round(self.queued * 1e3, 2),
+            "wake_ms": round(self.held * 1e3, 2) if self.held >= 0.0005 else None,
             "ttft_ms": None if ttft is None else round(ttft, 2),
             "overhead_ms": round(self.overhead(now) * 1e3, 2),
             "duration_ms": round((now - self.received) * 1e3, 2),

@@ -8,7 +8,7 @@ once, in what `create` and `rotate` return.
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -56,14 +56,15 @@ def keys_in_force(snapshot: Snapshot, overlay: Overlay) -> Mapping[str, tuple[Te
     found: dict[str, tuple[Tenant, Key]] = {}
     for stored in overlay.keys:
         if (tenant := snapshot.tenants.get(stored.tenant)) is not None:
-            found[stored.digest] = tenant, Key(stored.id, stored.digest, stored.expires)
+            degrade = all(key.degrade for key in tenant.keys if key.id == stored.id)
+            found[stored.digest] = tenant, Key(stored.id, stored.digest, stored.expires, degrade)
     found |= snapshot.keys
     for digest, revocation in overlay.revocations.items():
         if revocation.since <= revocation.at:
             found.pop(digest, None)
         elif digest in found:
             tenant, key = found[digest]
-            found[digest] = tenant, Key(key.id, digest, _earliest(key.expires, revocation.since))
+            found[digest] = tenant, replace(key, expires=_earliest(key.expires, revocation.since))
     return MappingProxyType(found)
 
 

@@ -14,17 +14,17 @@ The margin is the model's. Of a prompt that was only estimated the error of its 
 most half of the room: a doubtful count may cost some output, and must not cost the answer.
 """
 
-from dataclasses import dataclass, replace
+import msgspec
+from msgspec.structs import replace
 
 from gateway.call import Bound, Estimate, PromptCount
 from gateway.config.snapshot import Model, PoolLimits, Tenant, When
 from gateway.errors import BadRequest, ContextLengthExceeded
 
-__all__ = ["PoolFit", "bound_output", "bounded_by", "fit_pool", "fit_rule"]
+__all__ = ["PoolFit", "bound_output", "bounded_by", "fit_pool", "fit_rule", "lessened"]
 
 
-@dataclass(frozen=True, slots=True)
-class PoolFit:
+class PoolFit(msgspec.Struct, frozen=True, gc=False):
     """How a request fits a pool."""
 
     sent: int | None
@@ -98,10 +98,29 @@ def bound_output(
 
 
 def bounded_by(bound: Bound, tokens: int, by: str) -> Bound:
-    """`bound`, and no more than `tokens` either."""
+    """`bound`, and no more than `tokens` either, whatever model answers."""
+    cap = bound.cap if bound.cap is not None and bound.cap[0] <= tokens else (tokens, by)
     if bound.tokens is not None and bound.tokens <= tokens:
-        return bound
-    return Bound(tokens, bound.asked, by, clamped=bound.asked is not None and tokens < bound.asked)
+        return replace(bound, cap=cap)
+    return Bound(tokens, bound.asked, by, clamped=bound.asked is not None and tokens < bound.asked, cap=cap)
+
+
+def lessened(estimate: Estimate, most: int | None, by: str, choices: int | None = None) -> Estimate:
+    """The estimate of a request that may generate at most `most` tokens for each choice, of which there are
+    `choices` in all; None: as many as before."""
+    bound, output, mean = estimate.bound, estimate.output, estimate.mean
+    if most is not None:
+        bound, output, mean = bounded_by(bound, most, by), min(output, most), min(mean, most)
+    choices = estimate.choices if choices is None else choices
+    return replace(
+        estimate,
+        bound=bound,
+        output=output,
+        output_by=estimate.output_by if output == estimate.output else "bound",
+        mean=mean,
+        total=estimate.prompt.tokens + choices * output,
+        choices=choices,
+    )
 
 
 def fit_rule(rule: str, when: When, estimate: Estimate, model: Model) -> Estimate | None:
@@ -117,18 +136,10 @@ def fit_rule(rule: str, when: When, estimate: Estimate, model: Model) -> Estimat
     each = _left((span.most - prompt.tokens) // choices, prompt, model)
     if each < when.if_clamped:
         return None
-    output = min(estimate.output, each)
-    total = prompt.tokens + choices * output
-    if not span.holds(total):
+    fitted = lessened(estimate, each, f"rule {rule}")
+    if not span.holds(fitted.total):
         return None  # below its lower bound: cut down, it is another rule's
-    return replace(
-        estimate,
-        bound=bounded_by(estimate.bound, each, f"rule {rule}"),
-        output=output,
-        output_by=estimate.output_by if output == estimate.output else "bound",
-        mean=min(estimate.mean, each),
-        total=total,
-    )
+    return fitted
 
 
 def fit_pool(bound: Bound, model: Model, limits: PoolLimits, prompt: PromptCount) -> PoolFit:

@@ -17,11 +17,12 @@ up to 0.7 s) do not stand in front of everybody's short ones.
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from backends.contract import GenerateRequest
 from gateway.call import Call, PromptCount, Weighed
@@ -38,6 +39,7 @@ from gateway.tokens.prompts import (
     LOOP_VALUES,
     count_of,
     has_media,
+    plain_texts,
     prompts_in,
     size_of,
     size_within,
@@ -269,14 +271,15 @@ class Counting:
     def _weigh(self, call: Call) -> Weighed | None:
         """What is estimated by: one prompt of text alone."""
         request = call.request
-        if prompts_in(request) != 1 or size_within(request, LOOP_VALUES) is None or has_media(request):
-            return None
+        texts = plain_texts(request)
+        if texts is None:
+            if prompts_in(request) != 1 or size_within(request, LOOP_VALUES) is None or has_media(request):
+                return None
+            texts = list(texts_in(request))
         form: Form = "text"
         if request.messages is not None:
             form = "tools" if request.parameters.get("tools") else "chat"
-        return self._tiers.weigh(
-            call.model, call.tenant.name, form, list(texts_in(request)), len(request.messages or ())
-        )
+        return self._tiers.weigh(call.model, call.tenant.name, form, texts, len(request.messages or ()))
 
     async def tokenize(
         self,

@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from gateway.call import Bound, Estimate, PromptCount
 from gateway.config.snapshot import Model
 
@@ -45,8 +47,7 @@ _LONGEST = 2**32 - 1
 """What an item of a window holds; no answer is as long."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutputLength:
+class OutputLength(msgspec.Struct, frozen=True, gc=False):
     """How long an answer will be, in tokens per choice."""
 
     mean: float

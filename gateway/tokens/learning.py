@@ -23,6 +23,8 @@ from bisect import bisect_left, insort
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+import msgspec
+
 from gateway.call import Weighed
 
 __all__ = ["Interval", "LearningStatistics", "Overhead", "Ratios", "Trust", "size_class"]
@@ -47,8 +49,7 @@ class Overhead:
         return self.request + self.message * messages
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(msgspec.Struct, frozen=True, gc=False):
     """Tokens of a prompt: most likely, and the least and the most that they will be but for 2 %."""
 
     low: int

@@ -9,8 +9,9 @@ vllm/entrypoints/chat_utils.py).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Literal
+
+from msgspec.structs import replace
 
 from backends.contract import GenerateRequest
 from gateway.call import PromptCount

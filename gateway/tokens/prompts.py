@@ -3,7 +3,7 @@
 Requests may hold a hundred thousand little things. What runs on the event loop looks at so many and no more.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from backends.contract import GenerateRequest
@@ -16,6 +16,7 @@ __all__ = [
     "is_text",
     "little",
     "opening",
+    "plain_texts",
     "prompt_texts",
     "prompts_in",
     "size_of",
@@ -60,8 +61,28 @@ def prompt_texts(request: GenerateRequest) -> list[str]:
     return [] if prompt is None else [prompt]
 
 
-def texts_in(request: GenerateRequest) -> Iterator[str]:
+def texts_in(request: GenerateRequest) -> Iterable[str]:
     """Every text that takes part in a prompt. Of parts of content only the text: no data URLs."""
+    plain = plain_texts(request)
+    return _texts_in(request) if plain is None else plain
+
+
+def plain_texts(request: GenerateRequest) -> list[str] | None:
+    """The texts of a single prompt, or of a short chat of nothing but texts: what most requests are. None
+    for anything else."""
+    if request.messages is None:
+        return [request.prompt] if isinstance(request.prompt, str) else None
+    if len(request.messages) > _AT_ONCE_ITEMS // 2 or "tools" in request.parameters:
+        return None
+    texts: list[str] = []
+    for message in request.messages:
+        texts += message.values()
+    if len(texts) > _AT_ONCE_ITEMS or not set(map(type, texts)) <= {str}:
+        return None
+    return texts
+
+
+def _texts_in(request: GenerateRequest) -> Iterator[str]:
     yield from prompt_texts(request)
     for message in request.messages or ():
         for name, value in message.items():

@@ -1,9 +1,10 @@
 """What kind of text it is, and how long in bytes: the two things that a number of tokens hangs on.
 
 Texts of one kind have about the same number of bytes in a token; of different kinds, up to ten times as many.
-The kind is found without a loop over characters: a few slices are turned into bytes, and `bytes.translate`
-deletes one class of bytes after the other. 2,000 characters are looked at, evenly spread, from a starting
-point that nobody can foresee, so that nothing hides between them. That costs 10 us, whatever the length.
+The kind is found without a loop over characters: a few slices are turned into bytes, each byte into bits that
+say what it is, and the bits are counted all at once. 2,000 characters are looked at, evenly spread, from a
+starting point that nobody can foresee, so that nothing hides between them. That costs 10 us, whatever the
+length.
 
     words:latin      most is in lower case, some are vowels, every few letters there is a space
     code:latin, symbols:latin, figures:latin
@@ -17,7 +18,8 @@ The kinds need not be right, only alike within: what is learned of a kind has it
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from gateway.tokens.counters import utf8_length
 
@@ -32,6 +34,13 @@ EXACT = 16 * 1024
 VOWELS = b"aeiouyAEIOUY"
 LETTERS = bytes(range(ord("a"), ord("z") + 1))
 BLANKS = b" \t\r\n"
+CLASSES = bytes((byte in BLANKS) + 2 * (byte in LETTERS) + 4 * (byte in VOWELS) for byte in range(256))
+"""What a byte is, as bits. A text translated by this table and read as one number tells how many there are of
+each by its population count. To delete or count bytes takes four times as long: that branches at every one of
+them, and a processor cannot foresee text."""
+IS_BLANK, IS_LETTER, IS_VOWEL = (
+    int.from_bytes(bytes([bit]) * 4 * SAMPLE, "little") for bit in (1, 2, 4)
+)  # of as many bytes as a sample may have
 ASCII = bytes(range(128))
 TAILS = bytes(range(0x80, 0xC0))
 """Bytes of a character after its first."""
@@ -52,8 +61,7 @@ LEADS: Sequence[tuple[str, bytes]] = (
 """Scripts by the first bytes of their characters in UTF-8; about, for blocks are not cut at these bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(msgspec.Struct, frozen=True, gc=False):
     """A text as far as its length in tokens hangs on it."""
 
     kind: str
@@ -99,11 +107,12 @@ def _kind(encoded: bytes) -> str:
 
 def _latin(encoded: bytes, plain: int) -> str:
     """Of text in ASCII, an accent here and there."""
-    blanks = len(encoded) - len(encoded.translate(None, BLANKS))
+    classes = int.from_bytes(encoded.translate(CLASSES), "little")
+    blanks = (classes & IS_BLANK).bit_count()
     if 2 * blanks > plain:
         return "blank"
-    letters = len(encoded) - len(encoded.translate(None, LETTERS))
-    vowels = len(encoded) - len(encoded.translate(None, VOWELS))
+    letters = (classes & IS_LETTER).bit_count()
+    vowels = (classes & IS_VOWEL).bit_count()
     if 10 * blanks < plain or 4 * vowels < letters:
         return "dense:latin"
     others = plain - blanks - letters

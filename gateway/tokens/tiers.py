@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from gateway.call import Call, Estimate, PromptCount, Weighed
 from gateway.config.snapshot import Model, Snapshot
 from gateway.errors import GatewayError
@@ -52,16 +54,14 @@ class Learned:
         return cls(Ratios(), Trust(), Drift())
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(msgspec.Struct, frozen=True, gc=False):
     count: PromptCount | None
     """The estimate that will do; None: count."""
     why: str = ""
     """Why it has to be counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(msgspec.Struct, frozen=True, gc=False):
     """An engine's count of a prompt beside ours."""
 
     ratio: float

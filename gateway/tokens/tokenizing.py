@@ -7,9 +7,11 @@ engine with a template of its own will see. A chat rendered for an engine that t
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from backends.contract import GenerateRequest
 from gateway.call import PromptCount

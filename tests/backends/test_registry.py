@@ -34,7 +34,7 @@ def test_an_unknown_kind_is_a_key_error() -> None:
     [
         ("trtllm", {"x": 1}, "x", ("prometheus",)),
         ("vllm", {"x": 1}, "x", ()),
-        ("sglang", {"x": 1}, "x", ()),
+        ("sglang", {"x": 1}, "x", ("low_priority_values_first",)),
         ("triton-openai", {"x": 1}, "x", ()),
         ("llamacpp", {"metrics": "yes"}, "metrics", ()),
         ("openai", {"x": 1}, "x", ()),

@@ -16,6 +16,9 @@ round 2, and so on; a figure is the median over the rounds. The subjects:
     auto         the same with `count: auto`: estimated by what was learned in the warm-up, where no boundary
                  is near, as none is here
     estimate     the same without a tokenizer
+    early        the same with `binding: early`: no request waits for a replica. Late binding, the default,
+                 takes the stub for an engine that computes prompts, and holds some of them back: the other
+                 subjects wait in line, and their latencies are the line's order, not the gateway's speed
 
 How to read it. CPU is what the kernel charged to the subject's processes, system time included, divided by
 answers or by content events: sound where throughput is not. Quote the ratios, which compare subjects within
@@ -162,16 +165,15 @@ def gateway(
     kind: str, upstream: int, directory: Path, cpu: int | None, profile: Path | None = None
 ) -> Iterator[Subject]:
     """`headgate serve` on a file of its own, as an operator would run it: keys, a limit, a JSON log."""
-    tokenizer = (
-        {"kind": "estimate"} if kind == "estimate" else {"kind": "huggingface", "path": str(TOKENIZER)}
-    )
+    estimates = kind in ("estimate", "early")
+    tokenizer = {"kind": "estimate"} if estimates else {"kind": "huggingface", "path": str(TOKENIZER)}
     file = {
         "version": 1,
         "server": {"state": str(directory / f"state-{kind}")},
         "models": {
             "m": {
                 "tokenizer": tokenizer,
-                "count": kind,
+                "count": "estimate" if estimates else kind,
                 "context": 16384,
                 "max_tokens": {"default": 64, "ceiling": 4096},
             }
@@ -182,6 +184,7 @@ def gateway(
                 "serves": ["m"],
                 "replicas": [{"id": "stub", "url": f"http://127.0.0.1:{upstream}"}],
                 "limits": {"in_flight": 1024},
+                "scheduler": {"binding": "early" if kind == "early" else "late"},
             }
         },
         "rules": [{"name": "all", "pools": ["pool"]}],
@@ -297,7 +300,7 @@ def run(sizes: Sizes, binary: str | None) -> dict[str, Any]:
             subjects.append(stack.enter_context(nginx(binary, upstream, directory, cpu)))
         for kind in ("raw", "starlette"):
             subjects.append(stack.enter_context(prototype(kind, upstream, directory, cpu)))
-        for kind in ("exact", "auto", "estimate"):
+        for kind in ("exact", "auto", "estimate", "early"):
             subjects.append(stack.enter_context(gateway(kind, upstream, directory, cpu)))
         for _ in range(sizes.rounds):
             for case in CASES:

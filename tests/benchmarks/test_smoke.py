@@ -10,7 +10,8 @@ from tests.conftest import REPO
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    "name", ["http_clients", "cancellation", "gateway_cost", "counting", "admission", "scheduling"]
+    "name",
+    ["http_clients", "cancellation", "gateway_cost", "counting", "admission", "scheduling", "prefixes"],
 )
 def test_benchmark_runs(name: str) -> None:
     done = subprocess.run(

@@ -274,7 +274,7 @@ def test_every_service_runs_a_command_that_the_gateway_has():
         else:
             kinds.add(given["kind"])
             assert given["tokenizer"] is None  # the wheel has their own
-    assert kinds == {"trtllm", "triton", "tgi"}
+    assert kinds == {"trtllm", "triton", "tgi", "vllm"}
 
 
 def test_ports_are_published_on_loopback_only():

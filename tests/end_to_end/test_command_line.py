@@ -68,8 +68,12 @@ def test_demo_once() -> None:
     )
     visits = [re.fullmatch(form, line) for line in lines]
     assert all(visits), lines
-    assert {visit[1] for visit in visits if visit} == {"short-pool", "long-pool", "code-pool", "default-pool"}
-    assert {visit[2] for visit in visits if visit} == {"trtllm", "triton", "tgi"}
+    assert {visit[1] for visit in visits if visit} == {
+        "short-pool", "long-pool", "code-pool", "default-pool", "poet-pool",
+    }  # fmt: skip
+    assert {visit[2] for visit in visits if visit} == {"trtllm", "triton", "tgi", "vllm"}
+    assert re.search(r"it was asleep: the request was held for [\d.]+ s until it was awake", done.stdout)
+    assert "poet-pool: vllm, relay patched, 1 requests, awake, a wake takes" in done.stdout
     assert {visit[3] for visit in visits if visit} == {"acme", "globex"}
     assert done.stderr == ""
 
@@ -183,3 +187,21 @@ def test_the_admin_key_is_made_once(tmp_path: Path) -> None:
     assert "shown only now" not in printed[1]
     kept = tmp_path / "state" / "admin-key.sha256"
     assert kept.stat().st_mode & 0o077 == 0
+
+
+def test_a_file_runs_programs_only_where_that_is_allowed(tmp_path: Path) -> None:
+    """At the start by a flag; `check` looks at the file alone."""
+    pool = {
+        "engine": "trtllm", "serves": ["m"], "replicas": [{"id": "r", "url": "http://127.0.0.1:9"}],
+        "state": "cold", "wake": {"kind": "command", "wake": ["true"]},
+    }  # fmt: skip
+    config = tmp_path / "routes.yaml"
+    config.write_text(yaml.safe_dump(routes({"pool": pool}, server={"state": str(tmp_path / "state")})))
+    assert headgate("check", config).returncode == 0
+    done = headgate("serve", "--config", config, "--port", 0, "--admin-port", 0)
+    assert done.returncode == 3
+    assert "pools.pool.wake runs a command (--allow-commands" in done.stderr
+    with running("serve", "-c", config, "--port", 0, "--admin-port", 0, "--allow-commands") as gateway:
+        first_url(gateway, "stderr")
+        gateway.send_signal(signal.SIGTERM)
+        assert gateway.wait(timeout=20) == 0

@@ -31,6 +31,25 @@ async def test_nobody_stands_in_line_for_longer_than_he_waits(header: dict[str, 
         await held.close()
 
 
+async def test_an_sdk_that_waits_for_ten_minutes_does_not_switch_shedding_off(tmp_path: Path) -> None:
+    """It always says so; the budget of the class is earlier. A class that is not shed waits on."""
+    pool = {"pool": {**ONE["pool"], "scheduler": {"budget_ms": 400}}}
+    async with world(tmp_path, SLOW, pools=pool) as here, here.sdk(timeout=600) as sdk:
+        held = await sdk.chat.completions.create(**ask(max_tokens=4000), stream=True)
+        patient = asyncio.get_running_loop().create_task(
+            sdk.chat.completions.create(**ask(service_tier="default"))
+        )
+        asked = time.monotonic()
+        with pytest.raises(openai.InternalServerError, match="in time") as error:
+            await sdk.chat.completions.create(**ask(service_tier="priority"))
+        assert error.value.response.request.headers["x-stainless-read-timeout"] == "600"
+        assert (error.value.status_code, error.value.code) == (503, "server_is_overloaded")
+        assert time.monotonic() - asked < 5
+        assert not patient.done()
+        await held.close()
+        assert (await patient).choices[0].message.content
+
+
 async def test_the_line_can_be_looked_at(tmp_path: Path) -> None:
     async with world(tmp_path, SLOW, pools=ONE) as here, here.sdk() as sdk, here.admin() as admin:
         held = await sdk.chat.completions.create(**ask(max_tokens=4000), stream=True)

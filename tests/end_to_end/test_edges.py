@@ -42,6 +42,8 @@ MATRIX: dict[tuple[str, str, str], dict[str | None, int]] = {
     ("admin", "POST", "/admin/keys/{id}/revoke"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "POST", "/admin/replicas/{id}/drain"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "POST", "/admin/replicas/{id}/enable"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
+    ("admin", "POST", "/admin/pools/{name}/wake"): {ANYONE: 401, TENANT: 403, ADMIN: 409, WRONG: 401},
+    ("admin", "POST", "/admin/pools/{name}/cool"): {ANYONE: 401, TENANT: 403, ADMIN: 409, WRONG: 401},
     ("admin", "GET", "/admin/config"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "POST", "/admin/config/reload"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
     ("admin", "GET", "/admin/audit"): {ANYONE: 401, TENANT: 403, ADMIN: 200, WRONG: 401},
@@ -83,7 +85,7 @@ async def test_every_route_has_its_row_and_obeys_it(tmp_path: Path) -> None:
                 client = here.http(key) if listener == "data" else here.admin(key)
                 async with client:
                     # The keys of the other tenant: nobody here uses them.
-                    where = path.replace("{model:path}", "m")
+                    where = path.replace("{model:path}", "m").replace("{name}", "pool")
                     where = where.replace("{id}", "other-1" if "/keys/" in path else "pool-1")
                     answer = await client.request(
                         method, where, json=BODIES.get(path) if method == "POST" else None

@@ -168,7 +168,7 @@ async def test_verify_names_the_replica_that_differs(tmp_path: Path) -> None:
 def test_verify_without_engines(tmp_path: Path) -> None:
     """Not asked: fine. Asked and silent: a problem. A tokenizer that is not there: a problem."""
     done = headgate("tokenizers", "verify")
-    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3), done.stderr
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 4), done.stderr
     assert "loaded already" in done.stdout
     pool = {"engine": "vllm", "serves": ["m"], "replicas": [{"id": "r", "url": "http://127.0.0.1:9"}]}
     config = tmp_path / "routes.yaml"

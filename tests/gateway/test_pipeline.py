@@ -13,13 +13,17 @@ from gateway.errors import ClientGone, EngineFailed, EngineTimeout, GatewayError
 from gateway.fallbacks import Attempts, RetryBudget
 from gateway.limits.limiter import Limiter
 from gateway.limits.memory import MemoryStore
+from gateway.mirroring import Mirroring
 from gateway.pipeline import Pipeline
+from gateway.routing.degrading import Brownout
+from gateway.runtime import Leases
+from gateway.tasks import TaskSet
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.records import RecordBook
 from gateway.telemetry.tracing import NoTracing
 from gateway.tokens.counting import Counting
 from gateway.tokens.estimating import OutputLengths
-from tests.gateway.builders import Clock, a_call, a_limit, a_pool, a_queue, a_snapshot, a_tenant
+from tests.gateway.builders import Clock, a_call, a_limit, a_pool, a_queue, a_rule, a_snapshot, a_tenant
 from tests.gateway.engines import ScriptedEngine, an_error
 from tests.gateway.suspensions import cancel_everywhere
 
@@ -32,7 +36,8 @@ class Paper:
 
     def __init__(self, stuck: int | None = None, whole: bool = False) -> None:
         self._whole = whole
-        self.started = False
+        self.started = self.answered = False
+        self.comments: list[str] = []
         self.events: list[Event] = []
         self.failed: GatewayError | None = None
         self._stuck = stuck
@@ -44,8 +49,13 @@ class Paper:
         await asyncio.sleep(0)
         if self._stuck is not None and len(self.events) >= self._stuck:
             await asyncio.get_running_loop().create_future()
-        self.started = self.started or not self._whole or isinstance(events[-1], Done)
+        self.started = self.answered = self.answered or not self._whole or isinstance(events[-1], Done)
         self.events += events
+
+    async def comment(self, text: str) -> None:
+        if not self._whole:
+            self.started = True
+            self.comments.append(text)
 
     async def fail(self, error: GatewayError) -> None:
         if self._stuck is not None:
@@ -54,7 +64,14 @@ class Paper:
 
 
 class House:
-    def __init__(self, *scripts, stuck: int | None = None, whole: bool = False, **timeouts: float) -> None:
+    def __init__(
+        self,
+        *scripts,
+        stuck: int | None = None,
+        whole: bool = False,
+        comments: float | None = None,
+        **timeouts: float,
+    ) -> None:
         self.clock = Clock(100.0)
         self.engine = ScriptedEngine(*scripts)
         pool = a_pool(in_flight=1, timeouts=Timeouts(**timeouts))
@@ -65,17 +82,30 @@ class House:
             a_limit(10, "concurrent"),
             a_limit(LIMIT, "tokens_in_flight"),
         )
-        self.snapshot = snapshot = a_snapshot(pools=[pool], tenants=[self.tenant], limits=limits)
+        self.snapshot = snapshot = a_snapshot(
+            pools=[pool], tenants=[self.tenant], limits=limits, rules=[a_rule(queue_comments=comments)]
+        )
         self.queue = a_queue(pool, self.clock, {"r1": self.engine})
         counting, metrics = Counting.build(snapshot), Metrics()
         self.store = MemoryStore(self.clock)
         self.limiter = Limiter(snapshot, self.store, metrics, self.clock)
         attempts = Attempts({"pool": self.queue}, counting, RetryBudget(self.clock), metrics, self.clock)
+        queues = {"pool": self.queue}
+        self.lengths = OutputLengths()
         self.pipeline = Pipeline(
-            snapshot, counting, OutputLengths(), self.limiter, attempts, metrics, NoTracing(), self.clock
+            snapshot=snapshot,
+            counting=counting,
+            lengths=self.lengths,
+            brownout=Brownout({"pool": self.queue.scheduler}, self.clock),
+            limiter=self.limiter,
+            attempts=attempts,
+            mirroring=Mirroring(queues, attempts, TaskSet(), Leases(), metrics, self.clock),
+            metrics=metrics,
+            tracing=NoTracing(),
+            clock=self.clock,
         )
         self.reply = Paper(stuck, whole)
-        self.record = RecordBook().open("id-1", "POST", "/", self.clock)
+        self.record = RecordBook().open("call-1", "POST", "/", self.clock)
 
     async def serve(self) -> None:
         call = a_call(stream=True, tenant=self.tenant, received=100.0)
@@ -203,3 +233,79 @@ async def test_cancelled_at_any_point_nothing_is_left_and_only_what_was_sent_is_
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     assert await cancel_everywhere(scenario, check, when) >= 1
+
+
+# ------------------------------------------------------------------------------- comments while it waits
+
+
+async def test_who_waits_is_told_and_then_answered():
+    house = House([*text(3), END], comments=0.005)
+    other = house.queue.acquire_nowait(10, 10)
+    assert other is not None
+    async with asyncio.TaskGroup() as group:
+        group.create_task(house.serve())
+        async with asyncio.timeout(5):
+            while not house.reply.comments:
+                await asyncio.sleep(0.001)
+        assert house.reply.started
+        assert not house.reply.answered
+        other.release()
+    assert house.reply.comments[-1].startswith("headgate queue position=1 expected_wait_ms=")
+    assert len(house.reply.events) == 5
+    assert await house.charged() == (10, 1)
+    house.assert_at_rest()
+
+
+async def test_what_fails_after_a_comment_is_told_in_the_stream_and_costs_nothing():
+    house = House(an_error("engine", retryable=False), comments=0.005)
+    other = house.queue.acquire_nowait(10, 10)
+    assert other is not None
+    async with asyncio.TaskGroup() as group:
+        group.create_task(house.serve())
+        async with asyncio.timeout(5):
+            while not house.reply.comments:
+                await asyncio.sleep(0.001)
+        other.release()
+    assert isinstance(house.reply.failed, EngineFailed)
+    assert (house.record.outcome, house.record.error_code) == ("failed", "upstream_error")
+    assert await house.charged() == (0, 0)
+    house.assert_at_rest()
+
+
+async def test_an_answer_that_breaks_before_its_first_event_left_costs_nothing():
+    """The status has gone with a comment, but nothing of the answer."""
+    house = House([[Delta(index=7, text="x", tokens=1)]], comments=0.005)  # nobody asked for eight
+    other = house.queue.acquire_nowait(10, 10)
+    assert other is not None
+    async with asyncio.TaskGroup() as group:
+        group.create_task(house.serve())
+        async with asyncio.timeout(5):
+            while not house.reply.comments:
+                await asyncio.sleep(0.001)
+        other.release()
+    assert isinstance(house.reply.failed, EngineFailed)
+    assert not house.reply.answered
+    assert await house.charged() == (0, 0)
+    house.assert_at_rest()
+
+
+async def test_a_whole_answer_waits_in_silence():
+    """There is no stream that could be told."""
+    house = House(an_error("engine", retryable=False), comments=0.005, whole=True)
+    call = a_call(stream=False, tenant=house.tenant, received=100.0)
+    other = house.queue.acquire_nowait(10, 10)
+    assert other is not None
+    asyncio.get_running_loop().call_later(0.03, other.release)
+    with pytest.raises(EngineFailed):
+        await house.pipeline.serve(call, house.reply, house.record)
+    assert house.reply.comments == []
+    house.assert_at_rest()
+
+
+async def test_silence_in_a_stream_gets_comments_until_it_is_too_long():
+    house = House([*text(1), None], idle=0.1, keepalive=0.02)
+    await house.serve()
+    assert 2 <= len(house.reply.comments) <= 5
+    assert set(house.reply.comments) == {"headgate keep-alive"}
+    assert isinstance(house.reply.failed, EngineTimeout)
+    house.assert_at_rest()

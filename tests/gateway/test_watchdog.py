@@ -69,3 +69,30 @@ async def test_inside_an_outer_timeout_the_outer_one_wins_its_own_race():
                 watchdog.expect(10)
                 await asyncio.Event().wait()
     assert not watchdog.expired
+
+
+async def test_silence_is_told_every_so_often_and_ends_no_wait():
+    beats = []
+    with Watchdog(0.02, lambda: beats.append(1)) as watchdog:
+        watchdog.expect(10)
+        await asyncio.sleep(0.09)
+    assert 2 <= len(beats) <= 4
+    assert not watchdog.expired
+
+
+async def test_what_comes_in_time_is_no_silence():
+    beats = []
+    with Watchdog(0.2, lambda: beats.append(1)) as watchdog:
+        for _ in range(10):
+            watchdog.expect(10)
+            await asyncio.sleep(0.03)
+    assert not beats
+
+
+async def test_a_wait_still_ends_when_its_time_is_over():
+    beats = []
+    with pytest.raises(TimeoutError):
+        with Watchdog(0.02, lambda: beats.append(1)) as watchdog:
+            watchdog.expect(0.07)
+            await asyncio.Event().wait()
+    assert 1 <= len(beats) <= 3

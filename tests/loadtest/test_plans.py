@@ -3,11 +3,13 @@
 import gzip
 import itertools
 import json
+import random
 import statistics
 from pathlib import Path
 
 import pytest
 
+from gateway.replay.traces import read_trace
 from loadtest.arrivals import arrivals
 from loadtest.prompts import NONCE_WORDS, WORDS, Calibration, PromptMaker, calibrate
 from loadtest.targets import TargetRefused, check_target
@@ -35,9 +37,10 @@ def test_token_distribution_draws_around_the_means():
         arrivals("constant", 1.0, 0), input_mean=128, input_stdev=5, output_mean=2, output_stdev=4, seed=0
     )
     drawn = list(itertools.islice(plan, 4000))
-    assert statistics.mean(planned.input_tokens for planned in drawn) == pytest.approx(128, rel=0.01)
-    assert statistics.stdev(planned.input_tokens for planned in drawn) == pytest.approx(5, rel=0.1)
-    assert min(planned.output_tokens for planned in drawn) == 1
+    prompts = [planned.request.prompt_tokens for planned in drawn]
+    assert statistics.mean(prompts) == pytest.approx(128, rel=0.01)
+    assert statistics.stdev(prompts) == pytest.approx(5, rel=0.1)
+    assert min(planned.request.output_tokens for planned in drawn) == 1
 
 
 def test_bounds_hold_in_count_and_time():
@@ -61,9 +64,9 @@ def test_dataset_takes_prompts_and_messages_and_ends(tmp_path: Path):
         encoding="utf-8",
     )
     first, second = dataset(arrivals("constant", 2.0, 0), file)
-    assert (first.at, first.output_tokens) == (0.0, 5)
+    assert (first.request.at, first.request.max_tokens) == (0.0, 5)
     assert first.messages == [{"role": "user", "content": "a\u2028b"}]
-    assert (second.at, second.output_tokens) == (0.5, None)
+    assert (second.request.at, second.request.max_tokens) == (0.5, None)
 
 
 @pytest.mark.parametrize(
@@ -83,51 +86,28 @@ def test_a_bad_dataset_line_is_named(tmp_path: Path, line: str, what: str):
         list(dataset(arrivals("constant", 2.0, 0), file))
 
 
-def test_traces_of_both_forms(tmp_path: Path):
+def recorded(path: Path):
+    return trace(read_trace(path, random.Random(0)))
+
+
+def test_a_trace_is_read_as_the_replay_reads_it(tmp_path: Path):
+    """Times from 0, tenants, lengths, blocks; stretched to a rate."""
     table = tmp_path / "t.csv.gz"
     table.write_bytes(
         gzip.compress(
             b"t_s,tenant,in_tokens,out_tokens\n100.0,acme,10,0\n100.5,globex,20,3\n102.0,acme,30,4\n"
         )
     )
-    rows = list(trace(table))
-    assert [(row.at, row.tenant, row.input_tokens, row.output_tokens) for row in rows] == [
+    rows = [planned.request for planned in recorded(table)]
+    assert [(row.at, row.tenant, row.prompt_tokens, row.output_tokens) for row in rows] == [
         (0.0, "acme", 10, 1),
         (0.5, "globex", 20, 3),
         (2.0, "acme", 30, 4),
     ]
-    assert [row.at for row in trace(table, rate=2.0)] == [0.0, 0.25, 1.0]  # recorded: 1 a second
+    assert [planned.request.at for planned in trace(rows, rate=3.0)] == [0.0, 0.25, 1.0]
     lines = tmp_path / "t.jsonl.gz"
-    lines.write_bytes(
-        gzip.compress(b'{"t": 1, "in": 5, "out": 6, "h": [7, 8]}\n{"t": 1, "in": 5, "out": 6}\n')
-    )
-    assert [(row.at, row.blocks, row.tenant) for row in trace(lines)] == [
-        (0.0, (7, 8), None),
-        (0.0, (), None),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "what"),
-    [
-        ("a,b\n1,2\n", "t.csv:1: columns"),
-        ("t_s,tenant,in_tokens,out_tokens\n0,x,1\n", "t.csv:2"),
-        ("t_s,tenant,in_tokens,out_tokens\n5,x,1,1\n4,x,1,1\n", "t.csv:3: time goes backwards"),
-    ],
-)
-def test_a_bad_trace_is_named(tmp_path: Path, text: str, what: str):
-    file = tmp_path / "t.csv"
-    file.write_text(text)
-    with pytest.raises(WorkloadInvalid, match=what):
-        list(trace(file))
-
-
-def test_recorded_days_can_be_read(shared_dir: Path):
-    """The traces that we were given, stretched to ten requests a second."""
-    for file in sorted((shared_dir / "traces").glob("*.gz")):
-        rows = list(itertools.islice(trace(file, rate=10.0), 5000))
-        assert len(rows) == 5000
-        assert all(row.input_tokens > 0 and row.output_tokens > 0 for row in rows)
+    lines.write_bytes(gzip.compress(b'{"t": 1, "in": 1500, "out": 6, "h": [7, 8]}\n'))
+    assert [planned.request.blocks for planned in recorded(lines)] == [(7, 8)]
 
 
 def test_calibration_finds_the_line():

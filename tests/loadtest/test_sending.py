@@ -3,13 +3,16 @@
 import asyncio
 import itertools
 import json
+import time
 
 import pytest
 
+from gateway.config.snapshot import PriorityClass
+from gateway.replay.requests import TraceRequest
 from loadtest.arrivals import arrivals
-from loadtest.running import WarmUpFailed, run
+from loadtest.running import Asking, WarmUpFailed, run
 from loadtest.sending import Client, Sample
-from loadtest.workloads import bounded, token_distribution
+from loadtest.workloads import bounded, token_distribution, trace
 from tests.backends.scripted_server import Peer, ScriptedServer, scripted_server
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -141,7 +144,7 @@ async def test_the_loop_does_not_wait_for_answers():
         Client(f"http://127.0.0.1:{server.port}", "m", key=None, timeout=5, stream=True, extra={}) as client,
     ):
         ran = await run(client, plan(200.0, 20), seed=0, warm_up_requests=0, max_in_flight=100)
-    assert (ran.planned, ran.not_sent, len(ran.samples)) == (20, 0, 20)
+    assert (ran.planned, ran.not_sent, len(ran.samples)) == (20, [], 20)
     assert all(sample.error is None for sample in ran.samples)
     sent = sorted(sample.sent for sample in ran.samples)
     assert sent[-1] < min(sample.ended for sample in ran.samples)
@@ -150,13 +153,59 @@ async def test_the_loop_does_not_wait_for_answers():
     assert len({request.body for request in server.requests}) == 20
 
 
+async def test_latencies_count_from_the_scheduled_time():
+    """A client that is held up for 0.3 s sends late; what its users would have waited is not left out."""
+    async with (
+        scripted_server(answering(HEAD + TEXT + USAGE + DONE)) as server,
+        Client(f"http://127.0.0.1:{server.port}", "m", key=None, timeout=5, stream=True, extra={}) as client,
+    ):
+        asyncio.get_running_loop().call_later(0.05, time.sleep, 0.3)
+        ran = await run(client, plan(50.0, 10), seed=0, warm_up_requests=0, max_in_flight=100)
+    held_up = [sample for sample in ran.samples if sample.late > 0.1]
+    assert len(held_up) >= 5
+    assert all(sample.ttft >= sample.late for sample in held_up)
+    due = sorted(sample.due - ran.started for sample in ran.samples)
+    assert due == pytest.approx([number / 50 for number in range(10)], abs=1e-6)
+
+
+async def test_a_request_carries_its_tenants_key_class_and_lengths():
+    """Two tenants, one of them without a key of its own; the true length only where engines are simulated."""
+    requests = [
+        TraceRequest(0.0, "acme", 20, 7, 512, priority=PriorityClass.batch),
+        TraceRequest(0.01, "other", 20, 8, 512, streamed=False),
+    ]
+    script = answering(HEAD + TEXT + USAGE + DONE)
+    bodies = {}
+    for hidden in (False, True):
+        async with (
+            scripted_server(script) as server,
+            Client(
+                f"http://127.0.0.1:{server.port}", "m", key="any", keys={"acme": "own"}, timeout=5,
+                stream=True, extra={},
+            ) as client,
+        ):  # fmt: skip
+            asking = Asking(tiers=True, simulated_lengths=hidden)
+            await run(client, trace(requests), seed=0, warm_up_requests=0, max_in_flight=9, asking=asking)
+            first, second = sorted(
+                server.requests, key=lambda request: json.loads(request.body)["service_tier"]
+            )
+            assert first.headers["authorization"] == "Bearer own"
+            assert second.headers["authorization"] == "Bearer any"
+            bodies[hidden] = [json.loads(each.body) for each in (first, second)]
+    assert [body["service_tier"] for body in bodies[False]] == ["flex", "priority"]
+    assert [body.get("stream") for body in bodies[False]] == [True, None]
+    assert [body["max_tokens"] for body in bodies[False]] == [7, 8]
+    assert "simulated_tokens" not in bodies[False][0]
+    assert [(body["max_tokens"], body["simulated_tokens"]) for body in bodies[True]] == [(512, 7), (512, 8)]
+
+
 async def test_what_is_too_much_is_not_sent_and_told():
     async with (
         scripted_server(answering(0.3, HEAD + TEXT + USAGE + DONE)) as server,
         Client(f"http://127.0.0.1:{server.port}", "m", key=None, timeout=5, stream=True, extra={}) as client,
     ):
         ran = await run(client, plan(1000.0, 10), seed=0, warm_up_requests=0, max_in_flight=4)
-    assert (ran.planned, ran.not_sent, len(ran.samples)) == (10, 6, 4)
+    assert (ran.planned, len(ran.not_sent), len(ran.samples)) == (10, 6, 4)
 
 
 async def test_a_server_that_refuses_all_ends_in_the_warm_up():

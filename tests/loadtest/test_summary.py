@@ -2,14 +2,18 @@
 
 import pytest
 
+from gateway.replay.requests import TraceRequest
 from loadtest.prompts import Calibration
-from loadtest.running import Ran
+from loadtest.running import Answered, Ran
 from loadtest.sending import Sample
-from loadtest.summary import compare, notes, percentile, report, summarise
+from loadtest.summary import notes, report, summarise
+
+REQUEST = TraceRequest(0.0, "all", 100, 3)
 
 
 def ran(samples: list[Sample], *, not_sent: int = 0) -> Ran:
-    return Ran(samples, len(samples) + not_sent, not_sent, 100.0, Calibration(5, 1.2, measured=True))
+    answered = [Answered(REQUEST, sample) for sample in samples]
+    return Ran(answered, [REQUEST] * not_sent, 100.0, Calibration(5, 1.2, measured=True))
 
 
 def good(number: int, *, late: float = 0.0) -> Sample:
@@ -19,15 +23,13 @@ def good(number: int, *, late: float = 0.0) -> Sample:
     )
 
 
-@pytest.mark.parametrize(
-    ("count", "share", "rank"), [(100, 0.99, 99), (100, 0.5, 50), (101, 0.99, 100), (1, 0.9, 1), (3, 0.5, 2)]
-)
-def test_percentiles_are_nearest_ranks(count: int, share: float, rank: int):
-    assert percentile(list(map(float, range(1, count + 1))), share) == rank
-
-
-def test_nothing_has_no_percentile():
-    assert percentile([], 0.5) is None
+def test_what_was_not_seen_has_no_percentile():
+    """A whole answer shows no first token: no figure, rather than 0."""
+    sample = good(0)
+    sample.first, sample.gaps = None, []
+    summary = summarise(ran([sample]))
+    assert summary["ttft_ms"] == summary["inter_token_ms"] == {"p50": None, "p90": None, "p99": None}
+    assert "first token ms" in report(summary)
 
 
 def test_figures_by_hand():
@@ -39,7 +41,7 @@ def test_figures_by_hand():
     assert summary["output_tokens_per_s"] == pytest.approx(1.5)
     assert summary["latency_ms"]["avg"] == pytest.approx(500)
     assert summary["ttft_ms"] == {name: pytest.approx(100) for name in ("p50", "p90", "p99")}
-    assert summary["inter_token_ms"]["p50"] == pytest.approx(20)
+    assert summary["inter_token_ms"]["p50"] == pytest.approx(30)  # of 20, 20, 40, 40: in the middle
     assert summary["inter_token_ms"]["p99"] == pytest.approx(40)
     assert (summary["input_tokens_mean"], summary["output_tokens_mean"]) == (100, 3)
     assert summary["errors"] == {"503 slow_down": 1}
@@ -63,19 +65,3 @@ def test_a_schedule_that_was_not_kept_is_told():
     assert not passed_over["schedule"]["kept"]
     assert any("3 requests were not sent" in note for note in notes(passed_over))
     assert notes(summarise(ran([good(number) for number in range(200)]))) == []
-
-
-def test_compare_shows_ratios_and_what_differs():
-    a = {"settings": {"rate": 10, "url": "x"}, "summary": summarise(ran([good(n) for n in range(200)]))}
-    slow = [good(n) for n in range(200)]
-    for sample in slow:
-        sample.ended += 0.5
-    slow.append(Sample(300.0, ended=300.0, error="timeout"))
-    b = {"settings": {"rate": 20, "url": "y"}, "summary": summarise(ran(slow))}
-    text = compare(a, b)
-    line = next(line for line in text.splitlines() if line.startswith("latency avg"))
-    assert line.split()[-3:] == ["500.0", "1000.0", "2.000"]
-    assert "rate is 10 in A, 20 in B" in text
-    assert "url" not in text
-    assert "B had 1 errors" in text
-    assert "NOTE" not in compare(a, a)

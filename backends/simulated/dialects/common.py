@@ -13,6 +13,7 @@ import gzip
 import json
 import socket
 import struct
+import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn, Protocol
@@ -35,6 +36,7 @@ __all__ = [
     "json_body",
     "json_response",
     "sse",
+    "voice_of",
 ]
 
 _MEBIBYTE = 1 << 20
@@ -65,6 +67,11 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 def sse(value: Any, *, sort_keys: bool = False) -> bytes:
     """One event as all current engines frame it."""
     return b"data: " + json_body(value, sort_keys=sort_keys) + b"\n\n"
+
+
+def voice_of(adapter: str | None, seed: int | None) -> int | None:
+    """The seed with which an adapter speaks: each differently, and none as the base model."""
+    return seed if adapter is None else (seed or 0) ^ zlib.crc32(adapter.encode())
 
 
 class Host(Protocol):

@@ -28,11 +28,18 @@ _SYMBOLS = string.ascii_letters + string.digits
 _MAX_TOKENS = AliasChoices("n_predict", "max_completion_tokens", "max_tokens")
 
 
+class _Lora(BaseModel):
+    id: int
+    scale: float
+
+
 class _Chat(ConversationRequest):
+    lora: list[_Lora] = Field(default_factory=list)
     max_tokens: int | None = Field(None, ge=-1, validation_alias=_MAX_TOKENS)
 
 
 class _Completion(CompletionRequest):
+    lora: list[_Lora] = Field(default_factory=list)
     max_tokens: int | None = Field(None, ge=-1, validation_alias=_MAX_TOKENS)
 
 
@@ -105,6 +112,11 @@ class LlamacppDialect(OpenAIDialect):
 
     def check_model(self, model: str | None) -> None:
         """Any name will do, and none."""
+
+    def adapter_of(self, body: Any) -> str | None:
+        """By number; those that are not there are ignored (server-common.cpp, `parse_lora_request`)."""
+        there = [each.id for each in body.lora if 0 <= each.id < len(self.options.adapters) and each.scale]
+        return self.options.adapters[there[0]] if there else None
 
     @property
     def context(self) -> int:
@@ -223,7 +235,7 @@ class LlamacppDialect(OpenAIDialect):
         counts = super().usage(ask, choices)
         return {
             "completion_tokens": counts["completion_tokens"], "prompt_tokens": counts["prompt_tokens"],
-            "total_tokens": counts["total_tokens"], "prompt_tokens_details": {"cached_tokens": 0},
+            "total_tokens": counts["total_tokens"], "prompt_tokens_details": {"cached_tokens": ask.cached},
         }  # fmt: skip
 
     def timings(self, ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:

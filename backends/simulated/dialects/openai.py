@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from backends.simulated.dialects.common import EngineFailed, Exchange, json_response, sse
+from backends.simulated.dialects.common import EngineFailed, Exchange, json_response, sse, voice_of
 from backends.simulated.dialects.openai_requests import Ask, ChatRequest, CompletionRequest, Refused
 from backends.simulated.dialects.openai_shapes import Choice, OpenAIShapes
 from backends.simulated.live import Ending, Piece
@@ -79,7 +79,7 @@ class OpenAIDialect(OpenAIShapes):
     def check_model(self, model: str | None) -> None:
         if model is None:
             raise self.refuse_request("you must provide a model parameter")
-        if model != self.options.model:
+        if model != self.options.model and model not in self.options.adapters:
             message = f"The model `{model}` does not exist."
             raise Refused(404, self.error(404, message, "NotFoundError", "model"))
 
@@ -167,6 +167,9 @@ class OpenAIDialect(OpenAIShapes):
         ask.keep_stop = body.include_stop_str_in_output
         ask.seed = body.seed
         ask.ignore_eos = body.ignore_eos
+        ask.cache_salt = getattr(body, "cache_salt", None)
+        ask.adapter = self.adapter_of(body)
+        ask.simulated_tokens = getattr(body, "simulated_tokens", None)
         ask.n = body.n or 1
         ask.stream = bool(body.stream)
         if hasattr(body, "max_tokens"):
@@ -211,15 +214,26 @@ class OpenAIDialect(OpenAIShapes):
                 self.host.live.say(
                     exchange.output,
                     prompt,
-                    self.limit_output(len(prompt), ask.max_tokens),
+                    self.limit_output(len(prompt), self.output_of(ask)),
                     choice=number * ask.n + variant,
                     variant=variant,
-                    seed=ask.seed,
+                    seed=voice_of(ask.adapter, ask.seed),
+                    salt=(ask.adapter, ask.cache_salt),
                     stop=ask.stop,
                     stop_ids=ask.stop_ids,
-                    ignore_eos=ask.ignore_eos,
+                    ignore_eos=ask.ignore_eos or ask.simulated_tokens is not None,
                 )
+        ask.cached = exchange.output.cached
         exchange.submitted = True
+
+    def adapter_of(self, body: Any) -> str | None:
+        """The LoRA adapter that is asked for. Raises Refused for one that is not here."""
+        return body.model if body.model in self.options.adapters else None
+
+    def output_of(self, ask: Ask) -> int | None:
+        """The bound on its output, or the length that a replay wants, if that is less."""
+        bounds = [bound for bound in (ask.max_tokens, ask.simulated_tokens) if bound is not None]
+        return min(bounds, default=None)
 
     async def answer(self, exchange: Exchange, ask: Ask) -> web.StreamResponse:
         echoes = [self.tokenizer.decode(prompt) if ask.echo else "" for prompt in ask.prompts]

@@ -40,6 +40,12 @@ class Ask:
     keep_stop: bool = False
     seed: int | None = None
     ignore_eos: bool = False
+    simulated_tokens: int | None = None
+    adapter: str | None = None
+    """The LoRA adapter that it asks for."""
+    cache_salt: str | None = None
+    cached: int = 0
+    """Prompt tokens that were cached."""
     stream: bool = False
     usage: bool = False
     continuous_usage: bool = False
@@ -65,6 +71,10 @@ class CommonRequest(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
+    cache_salt: str | None = None
+    simulated_tokens: int | None = Field(None, ge=1)
+    """No real engine has it: how long the answer is to be, whatever `max_tokens` would allow. So a replayed
+    trace gets its answers without telling the gateway their lengths."""
 
 
 class ConversationRequest(CommonRequest):

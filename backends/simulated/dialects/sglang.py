@@ -28,10 +28,14 @@ _HEALTH_TIMEOUT_S = 20.0
 class _Chat(ChatRequest):
     messages: list[dict[str, Any]] = Field()
     rid: str | None = None
+    lora_path: str | None = None
+    priority: int | None = None
 
 
 class _Completion(CompletionRequest):
     rid: str | None = None
+    lora_path: str | None = None
+    priority: int | None = None
 
 
 class SglangDialect(OpenAIDialect):
@@ -82,6 +86,13 @@ class SglangDialect(OpenAIDialect):
 
     def check_model(self, model: str | None) -> None:
         """Any name will do."""
+
+    def adapter_of(self, body: Any) -> str | None:
+        """By `lora_path`, or behind the model's name."""
+        name: str | None = body.lora_path or (body.model or "").partition(":")[2] or None
+        if name is not None and name not in self.options.adapters:
+            raise self.refuse_request(f"Got LoRA adapter that has never been loaded: {name}")
+        return name
 
     def check_length(self, prompt_tokens: int, max_tokens: int | None) -> None:
         limit = min(self.options.max_total_tokens, self.options.max_input_tokens)
@@ -184,7 +195,11 @@ class SglangDialect(OpenAIDialect):
         }  # fmt: skip
 
     def usage(self, ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
-        return {**super().usage(ask, choices), "prompt_tokens_details": None, "reasoning_tokens": 0}
+        details = self._details(ask)
+        return {**super().usage(ask, choices), "prompt_tokens_details": details, "reasoning_tokens": 0}
+
+    def _details(self, ask: Ask) -> dict[str, int] | None:
+        return {"cached_tokens": ask.cached} if self.options.tells_cached else None
 
     # --------------------------------------------------------------------------------------- the rest
 

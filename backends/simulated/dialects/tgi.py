@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from backends.simulated.dialects.common import EngineFailed, Exchange, json_response, sse
+from backends.simulated.dialects.common import EngineFailed, Exchange, json_response, sse, voice_of
 from backends.simulated.dialects.tgi_native import (
     MAX_BATCH,
     STREAM_HEADERS,
@@ -159,14 +159,16 @@ class TgiDialect(TgiNative):
             self.read(prompt, parameters, stream=exchange.streamed, add_special_tokens=not chat)
             for prompt in prompts
         ]
+        adapter = self.adapter(fields.get("model"))
         for index, ask in enumerate(asks):
             self.host.live.say(
                 exchange.output,
                 ask.prompt,
                 ask.max_new_tokens,
                 choice=index,
-                seed=parameters.get("seed"),
+                seed=voice_of(adapter, parameters.get("seed")),
                 stop=parameters.get("stop", ()),
+                salt=adapter,
             )
         exchange.submitted = True
         usage = bool(fields.get("stream_options", {}).get("include_usage"))

@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from backends.simulated.dialects.common import Dialect, EngineFailed, Exchange, json_response, sse
+from backends.simulated.dialects.common import Dialect, EngineFailed, Exchange, json_response, sse, voice_of
 from backends.simulated.dialects.prometheus import Family, exposition
 from backends.simulated.live import Ending, Piece
 
@@ -203,11 +203,16 @@ class TgiNative(Dialect):
             exchange.output,
             ask.prompt,
             ask.max_new_tokens,
-            seed=parameters.get("seed"),
+            seed=voice_of(adapter := self.adapter(parameters.get("adapter_id")), parameters.get("seed")),
             stop=parameters.get("stop", ()),
+            salt=adapter,
         )
         exchange.submitted = True
         return ask
+
+    def adapter(self, name: str | None) -> str | None:
+        """An unknown one is the base model, and nothing says so."""
+        return name if name in self.options.adapters else None
 
     def take_permit(self) -> None:
         """Comes before the validation (infer/mod.rs). Raises Refused."""

@@ -13,7 +13,8 @@ from typing import Any
 
 from aiohttp import web
 
-from backends.simulated.dialects.common import Dialect, EngineFailed, Exchange, Host, json_body, sse
+from backends.simulated.dialects.common import Dialect, EngineFailed, Exchange, Host, json_body, sse, voice_of
+from backends.simulated.dialects.napping import Nap
 from backends.simulated.dialects.triton_classic import Classic
 from backends.simulated.dialects.triton_llmapi import Llmapi
 from backends.simulated.dialects.triton_metrics import triton_metrics
@@ -45,6 +46,7 @@ class TritonDialect(Dialect):
         super().__init__(host)
         vocabulary = _VOCABULARIES[self.options.vocabulary]
         self.vocabulary = vocabulary(self.tokenizer, self.options, host.profile.max_sequences)
+        self.nap = Nap(self.options)
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -58,6 +60,8 @@ class TritonDialect(Dialect):
             web.get("/v2/models/{model}/config", self.model_config),
             web.get("/v2/models/{model}/stats", self.model_stats),
             web.post("/v2/repository/index", self.repository_index),
+            web.post("/v2/repository/models/{model}/load", self.load_model),
+            web.post("/v2/repository/models/{model}/unload", self.unload_model),
             web.get("/metrics", self.metrics),
             web.route("*", "/v2{rest:.*}", self.wrong_method),
         ]
@@ -68,6 +72,8 @@ class TritonDialect(Dialect):
         """Raises Refused in the order in which the server looks."""
         if model not in self.vocabulary.models:
             raise Refused(404, f"Request for unknown model: '{model}' is not found")
+        if self.nap.asleep:
+            raise Refused(400, f"Request for unknown model: '{model}' has no available versions")
         required: Sequence[str] = self.vocabulary.required
         if model not in self.vocabulary.speaking:  # the steps of the pipeline, which want ids
             required = ["input_ids", "input_lengths", "request_output_len"]
@@ -105,13 +111,25 @@ class TritonDialect(Dialect):
                     self.limit_output(len(asked.prompt), asked.max_tokens),
                     choice=choice,
                     variant=choice,
-                    seed=asked.seed,
+                    seed=voice_of(self._adapter(asked), asked.seed),
+                    salt=self._adapter(asked),
                     stop=asked.stop,
                     stop_ids=asked.stop_ids,
                 )
         except ValueError as error:  # not one token is left for the output
             raise Refused(400, str(error)) from error
         exchange.submitted = True
+
+    def _adapter(self, asked: Asked) -> str | None:
+        """By number. Its weights came with an earlier request, or from the prefetch directory; with llmapi
+        the request itself says where they are."""
+        number: int | None = asked.tensors.get("lora_task_id", asked.tensors.get("lora_id"))
+        if number is None:
+            return None
+        if number >= len(self.options.adapters):
+            message = f"LoRA task {number} not found in cache. Please send LoRA weights with request"
+            raise Refused(400, message)
+        return self.options.adapters[number]
 
     # ------------------------------------------------------------------------------------ the answers
 
@@ -219,7 +237,7 @@ class TritonDialect(Dialect):
         return web.Response(body=json_body(body), content_type="application/json")
 
     async def model_ready(self, request: web.Request) -> web.Response:
-        if request.match_info["model"] not in self.vocabulary.models:
+        if self.nap.asleep or request.match_info["model"] not in self.vocabulary.models:
             # 400 and not 404, and JSON that calls itself text.
             body = json_body({"error": "Model version not ready"})
             return web.Response(body=body, status=400, content_type="text/plain")
@@ -241,8 +259,28 @@ class TritonDialect(Dialect):
         return web.Response(body=json_body(body), content_type="application/json")
 
     async def repository_index(self, request: web.Request) -> web.Response:
-        body = [{"name": model, "version": "1", "state": "READY"} for model in self.vocabulary.models]
+        state = {"state": "UNAVAILABLE", "reason": "unloaded"} if self.nap.asleep else {"state": "READY"}
+        body = [{"name": model, "version": "1", **state} for model in self.vocabulary.models]
         return web.Response(body=json_body(body), content_type="application/json")
+
+    async def load_model(self, request: web.Request) -> web.Response:
+        return await self.control(request, load=True)
+
+    async def unload_model(self, request: web.Request) -> web.Response:
+        return await self.control(request, load=False)
+
+    async def control(self, request: web.Request, *, load: bool) -> web.Response:
+        """The models are one here, as an ensemble and the models that it is made of are."""
+        if not self.nap.possible:
+            return _error(503, "explicit model load / unload is not allowed if polling is enabled")
+        model = request.match_info["model"]
+        if load and model not in self.vocabulary.models:
+            return _error(400, f"failed to load '{model}', failed to poll from model repository")
+        if load:
+            await self.nap.wake()
+        elif model in self.vocabulary.models:
+            await self.nap.sleep()
+        return web.Response()
 
     async def model_stats(self, request: web.Request) -> web.Response:
         model = request.match_info["model"]

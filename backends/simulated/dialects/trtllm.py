@@ -160,6 +160,15 @@ class TrtllmDialect(OpenAIDialect):
     def check_model(self, model: str | None) -> None:
         """Any name will do."""
 
+    def adapter_of(self, body: Any) -> str | None:
+        """By its number; the path must be on the server's disk."""
+        if body.lora_request is None:
+            return None
+        number, path = body.lora_request.get("lora_int_id"), body.lora_request.get("lora_path")
+        if not isinstance(number, int) or not 0 <= number < len(self.options.adapters) or not path:
+            raise self.refuse_request(f"lora_path does not exist: {path}")
+        return self.options.adapters[number]
+
     def failure(self) -> tuple[int, Any]:
         # Also what breaks inside the server is a 400: the status proves nothing.
         return 400, self.error(400, "simulated failure of the engine", "BadRequestError")
@@ -247,7 +256,7 @@ class TrtllmDialect(OpenAIDialect):
         }  # fmt: skip
 
     def usage(self, ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
-        return {**super().usage(ask, choices), "prompt_tokens_details": {"cached_tokens": 0}}
+        return {**super().usage(ask, choices), "prompt_tokens_details": {"cached_tokens": ask.cached}}
 
     # --------------------------------------------------------------------------------------- the rest
 

@@ -12,7 +12,8 @@ from typing import Any
 from aiohttp import web
 from pydantic import BaseModel
 
-from backends.simulated.dialects.common import Exchange, json_body, json_response, sse
+from backends.simulated.dialects.common import Exchange, Host, json_body, json_response, sse
+from backends.simulated.dialects.napping import Nap
 from backends.simulated.dialects.openai import OpenAIDialect
 from backends.simulated.dialects.openai_requests import Ask, ChatRequest, CompletionRequest, Refused
 from backends.simulated.dialects.openai_shapes import Choice
@@ -45,6 +46,12 @@ class VllmDialect(OpenAIDialect):
     chat_request: type[BaseModel] = _Chat
     completion_request: type[BaseModel] = _Completion
 
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self.nap = Nap(self.options)
+        self.dead = False
+        """Its core died of a request while it slept (vllm issue 15483)."""
+
     def routes(self) -> list[web.RouteDef]:
         return [
             *super().routes(),
@@ -56,18 +63,50 @@ class VllmDialect(OpenAIDialect):
             web.post("/tokenize", self.tokenize),
             web.post("/detokenize", self.detokenize),
             web.post("/abort_requests", self.abort_requests),
+            *(
+                (
+                    web.post("/sleep", self.post_sleep),
+                    web.post("/wake_up", self.post_wake_up),
+                    web.get("/is_sleeping", self.is_sleeping),
+                )
+                if self.nap.possible
+                else ()
+            ),
         ]
+
+    # ------------------------------------------------------------------------------------ its sleep
+
+    async def post_sleep(self, request: web.Request) -> web.Response:
+        """What it computes is aborted."""
+        self.cancel(None)
+        await self.nap.sleep()
+        return web.Response()
+
+    async def post_wake_up(self, request: web.Request) -> web.Response:
+        await self.nap.wake()
+        return web.Response()
+
+    async def is_sleeping(self, request: web.Request) -> web.Response:
+        return json_response({"is_sleeping": self.nap.asleep})
+
+    async def health(self, request: web.Request) -> web.Response:
+        """Sleep is no illness; a dead core is."""
+        return web.Response(status=503) if self.dead else await super().health(request)
 
     # ------------------------------------------------------------------------------ what it refuses
 
     def check_model(self, model: str | None) -> None:
-        if model is not None and model != self.options.model:
+        if model is not None and model != self.options.model and model not in self.options.adapters:
             message = f"The model `{model}` does not exist. Valid aliases: {self.options.model}."
             raise Refused(404, self.error(404, message, "NotFoundError", "model"))
 
     async def serve(
         self, exchange: Exchange, schema: type[BaseModel], read: Callable[[Any], Ask]
     ) -> web.StreamResponse:
+        if self.dead or self.nap.asleep:
+            self.dead = True
+            message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+            return json_response(self.error(500, message, "InternalServerError"), status=500)
         if exchange.request.content_type != "application/json":
             message = "Unsupported Media Type: Only 'application/json' is allowed"
             return json_response(self.error(400, message, "Bad Request"), status=400)
@@ -75,7 +114,7 @@ class VllmDialect(OpenAIDialect):
 
     def read_common(self, ask: Ask, body: Any) -> None:
         super().read_common(ask, body)
-        if body.priority != 0:
+        if body.priority != 0 and not self.options.priorities:
             raise self.refuse_request(f"Got priority {body.priority} but Priority scheduling is not enabled.")
 
     def name(self, exchange: Exchange, ask: Ask, body: Any) -> None:
@@ -98,6 +137,13 @@ class VllmDialect(OpenAIDialect):
         if not ask.stream:
             return json_response(self.whole(ask, choices))
         return await self.end_stream(exchange, ask, choices)
+
+    def usage(self, ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
+        """What was cached is told where it was asked for at its start, and not if it is nothing."""
+        told = super().usage(ask, choices)
+        if self.options.tells_cached and ask.cached:
+            told["prompt_tokens_details"] = {"cached_tokens": ask.cached}
+        return told
 
     def answer_headers(self, exchange: Exchange) -> dict[str, str]:
         """ORCA, where the request asks for it; streams never get it."""

@@ -26,6 +26,22 @@ async def test_chat_stream(engine):
     assert done == "[DONE]"
 
 
+@pytest.mark.parametrize(
+    ("change", "tokens"),
+    [
+        ({"max_tokens": 50, "simulated_tokens": 7}, 7),
+        ({"max_tokens": 5, "simulated_tokens": 7}, 5),
+        ({"max_tokens": None, "simulated_tokens": 3}, 3),
+    ],
+)
+async def test_a_replay_says_how_long_the_answer_is(tokenizer, change, tokens):
+    """So many tokens, at most `max_tokens`; an end of turn does not come before."""
+    async with serve("openai", "h200", speed=50, tokenizer=tokenizer, mean_tokens=1.0) as engine:
+        answer = await post(engine.url, PATH, {**BODY, **change})
+    assert answer.json["usage"]["completion_tokens"] == tokens
+    assert answer.json["choices"][0]["finish_reason"] == "length"
+
+
 async def test_unknown_keys_are_ignored_and_unknown_models_are_not(engine):
     assert (await post(engine.url, PATH, {**BODY, "metadata": {"a": "b"}})).status == 200
     answer = await post(engine.url, PATH, {**BODY, "model": "nope"})

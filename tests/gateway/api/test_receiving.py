@@ -189,6 +189,21 @@ async def test_work_that_never_waits_ends_well_whoever_is_gone():
     assert cancelling() == 0
 
 
+async def test_a_server_that_holds_the_cancellation_back_is_waited_for():
+    ended = []
+
+    async def receive():
+        try:
+            await asyncio.sleep(30)
+        finally:
+            await turns(5)
+            ended.append(True)
+
+    async with DisconnectWatch(receive):
+        await turns(2)
+    assert ended
+
+
 async def test_disarmed_a_disconnect_is_the_normal_end():
     """Servers report one after each complete answer, while the last message is still being sent."""
     client = Client()

@@ -7,7 +7,7 @@ import pytest
 from backends.contract import Delta, Done, Event, Usage
 from gateway.api.receiving import DisconnectWatch
 from gateway.api.replies import StreamReply, WholeReply
-from gateway.errors import EngineFailed
+from gateway.errors import EngineFailed, Unavailable
 from gateway.telemetry.records import RecordBook, RequestRecord
 from tests.gateway.api.asgi import Client, a_scope
 from tests.gateway.builders import Clock, a_call, a_model, a_pool
@@ -211,3 +211,52 @@ async def test_an_alias_answers_with_the_models_name():
     stage = Stage(asked_model="llm")
     await stage.write(Delta(text="hi"), Done())
     assert json.loads(stage.client.body)["model"] == "llama"
+
+
+# --------------------------------------------------------------------------------------------- comments
+
+
+async def test_a_comment_before_the_first_event_takes_only_what_is_known_by_then():
+    """The rest of the headers follows as comments, before the first event and once."""
+    stage = Stage(stream=True)
+    await stage.reply.comment("headgate queue position=2 expected_wait_ms=900")
+    assert (stage.client.status, stage.reply.started, stage.reply.answered) == (200, True, False)
+    assert stage.client.headers[b"x-headgate-rule"] == b"short"
+    assert stage.client.headers[b"x-headgate-prompt-tokens"] == b"10"
+    assert not any(name in stage.client.headers for name in (b"x-headgate-pool", b"x-headgate-queue-ms"))
+    await stage.write(Delta(text="hi"))
+    await stage.write(Delta(text=" there"))
+    assert stage.reply.answered
+    said, disclosed, first, *_ = stage.events
+    assert said == b": headgate queue position=2 expected_wait_ms=900"
+    lines = disclosed.split(b"\n")
+    assert all(line.startswith(b": ") for line in lines[:3])
+    assert {b": x-headgate-pool: pool", b": x-headgate-replica: r1"} <= set(lines)
+    assert not any(b"x-headgate-rule" in line for line in lines)
+    assert first.split(b"\n")[-1].startswith(b"data: {")
+
+
+async def test_a_failure_after_a_comment_says_when_to_come_back():
+    stage = Stage(stream=True)
+    await stage.reply.comment("headgate queue position=2 expected_wait_ms=900")
+    await stage.reply.fail(Unavailable("full", reason="queue_timeout", retry_after=2.5))
+    assert stage.client.complete
+    text = stage.client.body.decode()
+    assert ": retry-after-ms: 2500\n" in text
+    assert text.index("retry-after-ms") < text.index("data: {")
+    assert stage.events[-1] == b"data: [DONE]"
+
+
+async def test_a_comment_in_a_stream_is_only_that():
+    stage = Stage(stream=True)
+    await stage.write(Delta(text="a"))
+    await stage.reply.comment("headgate keep-alive")
+    assert stage.client.messages[-1]["body"] == b": headgate keep-alive\n\n"
+    assert stage.client.messages[-1]["more_body"]
+    assert stage.client.headers[b"x-headgate-pool"] == b"pool"
+
+
+async def test_json_has_no_comments():
+    stage = Stage()
+    await stage.reply.comment("headgate keep-alive")
+    assert (stage.reply.started, stage.client.messages) == (False, [])

@@ -19,12 +19,15 @@ class TinyAdapter:
 
     applies_template = True
     adds_bos = False
+    reuses_prefixes = False
+    takes_priority = False
 
     def __init__(self, kind: str, relay: str, canonical: bool, options: Mapping[str, Any]) -> None:
         self.kind = kind
         self.relay = relay
         self.canonical = canonical
         self.options = dict(options)
+        self.sleep = object() if kind in ("triton", "vllm") else None  # whether there is one is looked at
 
     def tokenize_request(self, model: str, *, text: str | None = None, messages: Any = None) -> Any:
         """tgi counts texts and chats, trtllm texts, the others nothing."""
@@ -37,7 +40,7 @@ class TinyRegistry:
     """trtllm is patched, triton translated with one option, openai canonical."""
 
     def kinds(self) -> Sequence[str]:
-        return ("trtllm", "triton", "tgi", "openai")
+        return ("trtllm", "triton", "tgi", "vllm", "openai")
 
     def adapter(self, kind: str, options: Mapping[str, Any]) -> Any:
         relay = "translated" if kind in ("triton", "tgi") else "patched"

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,10 @@ def test_the_file_that_the_others_change_is_good(warnings_of: Find) -> None:
             "rules[0].when.model[1]: 'be' is not a declared model (did you mean 'bee'?)"]),
         ([("{model: a}", "{tenant: tt, model: a}")], ["rules[0].when.tenant: 'tt' is not a tenant (did you mean 't'?)"]),
         ([("[pa]", "[pc]")], ["rules[0].pools[0]: 'pc' is not a pool (valid: pa, pb)"]),
+        ([("engine: openai", "engine: openai\n    lends_to: [pc, pb, pa, pa]")], [
+            "pools.pb.lends_to[0]: 'pc' is not a pool (valid: pa, pb)",
+            "pools.pb.lends_to[1]: 'pb' is this pool itself",
+            "pools.pb.lends_to[3]: 'pa' is named twice"]),
         ([("name: else", "name: first")], ["rules[1].name: 'first' is the name of a rule already, in line 16"]),
         ([("serves: a", "serves: [a, c]")], ["pools.pa.serves[1]: 'c' is not a declared model (valid: a, b)"]),
         ([("aliases: [bee]", "aliases: [a, bee, bee, '*']")], [
@@ -73,6 +78,20 @@ def test_the_file_that_the_others_change_is_good(warnings_of: Find) -> None:
         ([("id: b1", "id: a1")], ["pools.pb.replicas[0].id: 'a1' is the id of a replica already, in line 9"]),
         ([('9001"}]', '9001"}, {id: a2, url: "http://127.0.0.1:9001/"}]')], [
             "pools.pa.replicas[1].url: the same engine as in line 9"]),
+        # Overload.
+        ([("pools: [pa]", "pools: [pa]\n    overload: [{when: {}, n: 1}, {when: {waiting: 3}}]")], [
+            "rules[0].overload[0].when: names no signal: queue_wait_ms, waiting, or both",
+            "rules[0].overload[1]: takes nothing: one or more of max_tokens, n, class, model"]),
+        ([("pools: [pa]", "pools: [pa]\n    overload: [{when: {waiting: 3}, model: b}, {when: {waiting: 9}, n: 1, pools: [pb]}]")], [
+            "rules[0].overload[0].model: 'b' has no pools: no pool of the chain serves it (add `pools`)",
+            "rules[0].overload[1].pools: there is no `model` that they would serve"]),
+        ([("pools: [pa]", "pools: [pa]\n    overload: [{when: {waiting: 3}, model: c}, {when: {waiting: 9}, model: b, pools: [pa, pc, pb]}]")], [
+            "rules[0].overload[0].model: 'c' is not a declared model (valid: a, b)",
+            "rules[0].overload[1].pools[0]: pool pa does not serve b (pools that do: pb)",
+            "rules[0].overload[1].pools[1]: 'pc' is not a pool (valid: pa, pb)"]),
+        ([("tenants:", "classes:\n  batch: {overload: [{when: {waiting: 3}, model: b}]}\n  urgent: {}\ntenants:")], [
+            "classes.batch.overload[0].model: 'b' has no pools: a class has no chain (add `pools`)",
+            "classes.urgent: 'urgent' is not interactive, standard or batch"]),
         # Chains.
         ([("[pa]", "[pa, pb]")], ["rules[0].pools[1]: pool pb does not serve a (pools that do: pa)"]),
         ([("[pa]", "[pa, pa]")], ["rules[0].pools[1]: pool pa is in this chain already, for the same model"]),
@@ -156,6 +175,13 @@ def test_the_file_that_the_others_change_is_good(warnings_of: Find) -> None:
             "pools.pa.upstream.api_key: the key has a blank or a character that no header can hold"]),
         ([("serves: a", "serves: a\n    upstream: {api_key: k, api_key_file: k}")], [
             "pools.pa.upstream.api_key_file: api_key is given too; one of them"]),
+        # Roll-outs.
+        ([("pools: [pa]", "pools: [{pa: 0}, {pe: 1, pa: 3}]")], [
+            "rules[0].pools[1].pe: 'pe' is not a pool (valid: pa, pb)",
+            "rules[0].pools[1].pa: pool pa is in this chain already, for the same model"]),
+        ([("pools: [pa]", "pools: [{pa: 0}]\n    mirror: {pool: pb, share: 1}")], [
+            "rules[0].pools[0]: no pool of this split gets anything: all weights are 0",
+            "rules[0].mirror.pool: pool pb does not serve a (pools that do: pa)"]),
         ([("serves: a", "serves: a\n    upstream: {api_key_file: no/such, ca_file: ca.pem}")], [
             ("pools.pa.upstream.api_key_file: cannot be read: No such file or directory "
             "(paths count from this file's directory)"),
@@ -194,6 +220,13 @@ def test_cross_checks(problems: Find, changes: list[tuple[str, str]], expected: 
             "models.a.tokenizer.pool: the pool is cold: it is not asked, and prompts are estimated"]),
         ([("pools: [pa]", "pools: [pa]\n    after_ms: 50")], [
             "rules[0].after_ms: has no effect unless `on` has overloaded"]),
+        ([("engine: openai", "engine: openai\n    lends_to: [pa]")], [
+            "pools.pb.lends_to[0]: no rule's chain goes on from pa to pb: nothing is lent"]),
+        ([("pools: [pa]", "pools: [{pa: 5}]\n    sticky: request")], [
+            "rules[0].pools[0]: a weight has no effect unless a neighbour has one too"]),
+        ([("pools: [pa]", "pools: [pa]\n    sticky: session\n    mirror: {pool: pa, share: 0.5}")], [
+            "rules[0].sticky: has no effect unless `pools` has weights",
+            "rules[0].mirror.pool: pool pa is in this chain too: it computes answers twice"]),
         ([("  t:\n", "  t:\n    allow: {environment: [prod, prd]}\n")], [
             "tenants.t.allow.environment[1]: no pool has this label as 'prd' (did you mean 'prod'?)"]),
         ([(f'[{{id: k, hash: "sha256:{DIGEST}"}}]', "[]")], [
@@ -276,3 +309,65 @@ def test_bad_secret_files(problems: Find, tmp_path: Path, content: bytes) -> Non
     assert len(lines) == 1
     assert "upstream.api_key_file: " in lines[0]
     assert "words" not in lines[0]
+
+
+# --------------------------------------------------------------------------------------------- waking
+
+
+def pool(text: str, engine: str = "openai") -> str:
+    """MINIMAL with more lines in its pool."""
+    lines = "".join(f"\n    {line}" for line in text.splitlines())
+    return MINIMAL.replace("engine: openai", f"engine: {engine}{lines}")
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("wake: engine", "openai knows no sleep (those that do: triton, vllm; else use http, command or"),
+        ("wake: {kind: http, wake: [{path: load}]}", "is not a path"),
+        ("wake: {kind: http, wake: [{path: /x, headers: {Host: x}}]}", "header that the gateway sets itself"),
+        ("wake: {kind: http, wake: [{path: /x}]}\nidle_after_s: 5", "nothing puts this pool to sleep"),
+        ("wake: {kind: http}", "wake"),
+        ("wake: {kind: kubernetes, name: Big_One}", "is not a name of Kubernetes"),
+        ("wake: {kind: command, wake: rm -rf}", "is not a list"),
+        ("wake: kubernets", "'kubernets' is not a kind of wake (did you mean 'kubernetes'?)"),
+        ("warm_up: {common_prefixes: 99}", "is more than 32"),
+    ],
+)
+def test_what_cannot_wake(problems: Callable[..., list[str]], written: str, problem: str) -> None:
+    found = problems(pool(written))
+    assert any(problem in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("written", "warning"),
+    [
+        ("state: warm", "is as hot: nothing wakes this pool"),
+        ("idle_after_s: 5", "has no effect: nothing wakes this pool"),
+        ("wake: engine\nwake_timeout_s: 100", "requests are held for 60 s at most"),
+    ],
+)
+def test_what_hardly_was_meant_by_waking(
+    warnings_of: Callable[..., list[str]], written: str, warning: str
+) -> None:
+    assert any(warning in line for line in warnings_of(pool(written, "vllm")))
+
+
+@pytest.mark.parametrize(
+    ("written", "timeout", "idle_after"),
+    [
+        ("wake: engine", 60.0, None),
+        ("state: warm\nwake: engine", 60.0, 900.0),
+        ("state: cold\nwake: {kind: kubernetes, name: big}", 600.0, 900.0),
+        ("state: cold\nwake: {kind: command, wake: [start]}", 600.0, None),
+        ("state: warm\nwake: engine\nwake_timeout_s: 5\nidle_after_s: 7", 5.0, 7.0),
+    ],
+)
+def test_what_is_meant_where_nothing_is_said(
+    try_load: Callable[..., Any], written: str, timeout: float, idle_after: float | None
+) -> None:
+    snapshot, problems, _ = try_load(pool(written, "vllm"))
+    assert not problems
+    activation = snapshot.pools["p"].activation
+    assert (activation.timeout, activation.idle_after) == (timeout, idle_after)
+    assert activation.while_waking == "hold"

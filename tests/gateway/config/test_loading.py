@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.config.loading import ConfigInvalid, load, load_with_warnings
-from gateway.config.snapshot import Hop, PriorityClass, Range, Snapshot
+from gateway.config.snapshot import Hop, OverloadStep, PriorityClass, Range, Snapshot
 from tests.gateway.config.conftest import MINIMAL, REPO, Loaded, TinyRegistry
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,15 +43,17 @@ def shipped(shipped_dir: Path) -> Snapshot:
 
 
 def test_the_shipped_rules_are_those_of_the_design(shipped: Snapshot) -> None:
-    short, long, code, rest = shipped.rules
+    short, long, code, poet, rest = shipped.rules
     assert short.when.model == long.when.model == ("llama3-8b-ru",)
     assert short.when.estimated_total_tokens == Range(lte=4096)
     assert short.chain == (Hop("short-pool"), Hop("long-pool"))
     assert long.chain == (Hop("long-pool"),)
     assert (code.when.model, code.chain) == (("code-7b",), (Hop("code-pool"),))
+    assert (poet.when.model, poet.chain) == (("poet-13b",), (Hop("poet-pool"),))
     assert (rest.when.model, rest.chain) == ((), (Hop("default-pool"),))
     assert {name: pool.engine for name, pool in shipped.pools.items()} == {
         "short-pool": "trtllm", "long-pool": "triton", "code-pool": "tgi", "default-pool": "trtllm",
+        "poet-pool": "vllm",
     }  # fmt: skip
 
 
@@ -329,8 +331,9 @@ def test_a_snapshot_cannot_be_changed(shipped: Snapshot) -> None:
     for part in seen:
         assert not isinstance(part, list | set | dict), part
         if dataclasses.is_dataclass(part):
-            with pytest.raises(dataclasses.FrozenInstanceError):
-                setattr(part, dataclasses.fields(part)[0].name, None)
+            for field in dataclasses.fields(part)[:1]:
+                with pytest.raises(dataclasses.FrozenInstanceError):
+                    setattr(part, field.name, None)
         elif isinstance(part, Mapping):
             with pytest.raises(TypeError):
                 part["x"] = 1  # type: ignore[index]  # the very point
@@ -365,3 +368,21 @@ def test_a_chain_with_another_model_becomes_hops_in_order(try_load: Callable[...
     assert snapshot.rules[0].chain == (Hop("p"), Hop("p", "n"))
     assert snapshot.rules[0].on == {"overloaded"}
     assert snapshot.rules[0].after == 0.25
+
+
+def test_steps_of_a_brown_out_arrive_with_their_pools_and_units(try_load: Callable[..., Loaded]) -> None:
+    """Of a rule without `pools`: those of its chain that serve the model."""
+    text = MINIMAL.replace("m: {tokenizer", "n: {tokenizer: {kind: estimate}}\n  m: {tokenizer")
+    text = text.replace("serves: m", "serves: [m, n]")
+    takes = "max_tokens: 64, n: 1, class: batch, model: n"
+    steps = f"{{when: {{queue_wait_ms: 1500, waiting: 9}}, dwell_s: 3, {takes}}}"
+    text = text.replace("pools: [p]}", f"pools: [p], overload: [{steps}]" + "}")
+    text += "classes: {interactive: {overload: [{when: {waiting: 7}, n: 2, off_below: 0.2}]}}\n"
+    snapshot, problems, warnings = try_load(text.replace("t: {keys", "t: {degrade: false, keys"))
+    assert (problems, warnings) == ((), ())
+    assert snapshot is not None
+    (step,) = snapshot.rules[0].overload
+    assert step == OverloadStep(1.5, 9, 0.5, 3.0, 64, 1, PriorityClass.batch, "n", ("p",))
+    assert snapshot.overload == {PriorityClass.interactive: (OverloadStep(waiting=7, n=2, off_below=0.2),)}
+    assert snapshot.tenants["t"].degrade is False
+    assert snapshot.tenants["t"].keys[0].degrade is True

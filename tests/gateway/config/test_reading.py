@@ -65,7 +65,7 @@ def changed(old: str, new: str) -> str:
         ("{kind: estimate}", "{kind: estimate, byte_per_token: 3}", [
             "3:35: models.m.tokenizer: unknown key 'byte_per_token' (did you mean 'bytes_per_token'?)"]),
         ("pools: [p]", "pools: [p, 3]", [
-            "10:29: rules[0].pools[1]: 3 is neither a pool name nor {model: ..., pools: [...]}"]),
+            "10:29: rules[0].pools[1]: 3 is neither a pool name, nor {POOL: weight}, nor {model: ..., pools: [...]}"]),
         ("pools: [p]", "pools: [p, {model: m, pool: [p]}]", [
             "10:29: rules[0].pools[1].pools: is missing",
             "10:40: rules[0].pools[1]: unknown key 'pool' (did you mean 'pools'?)"]),

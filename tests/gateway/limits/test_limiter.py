@@ -1,10 +1,9 @@
 """Which limits hold for whom, who says no and what is said, in words, headers and metrics."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from gateway.errors import BudgetExceeded, QuotaExceeded, Unavailable
 from gateway.limits.contract import Account, Standing, StoreUnavailable

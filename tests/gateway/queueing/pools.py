@@ -51,9 +51,11 @@ class Pool:
         now: float = 1000.0,
         settings: dict[str, Any] | None = None,
         weights: dict[str, float] | None = None,
+        name: str = "",
+        clock: Clock | None = None,
         **bounds: int,
     ) -> None:
-        self.clock = Clock(now)
+        self.clock = Clock(now) if clock is None else clock
         engine = NoEngine(a_pool().adapter)
         self.ledgers = {
             name: ReplicaLedger(
@@ -70,6 +72,7 @@ class Pool:
             self.clock,
             in_flight=in_flight,
             kv_tokens=kv_tokens,
+            name=name,
             **bounds,  # type: ignore[arg-type]
         )
         self.clients: list[Client] = []

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.fleet.step_model import REFERENCE
 from tests.gateway.queueing.pools import Client, Pool
 
 MOST = 2000 + 4 * 500
@@ -99,10 +100,25 @@ def test_a_tenant_pays_for_what_came_and_not_for_what_was_expected():
     if client.slot is None:
         slot.release()
     assert client.slot is not None
-    assert account.served == pytest.approx(1000 + 4 * 500)
+    assert account.served == pytest.approx(REFERENCE.work(1000, 1000, 500) / REFERENCE.token_s)
     client.slot.progress(20)
     client.slot.release()
-    assert account.served == pytest.approx(1000 + 4 * 20)
+    assert account.served == pytest.approx(REFERENCE.work(1000, 1000, 20) / REFERENCE.token_s)
+
+
+def test_a_long_prompt_costs_its_tenant_more_than_its_tokens_say():
+    """Attention grows with the square: one prompt of 60,000 tokens takes longer than sixty of 1,000."""
+    pool = Pool("ab")
+    pool.ask(60_000, 1, tenant="docs")
+    pool.ask(10, 1, tenant="chat")
+    long = pool.ask(60_000, 1, tenant="docs")
+    assert long.open
+    for client in pool.clients[:2]:
+        assert client.slot is not None
+        client.slot.progress(1)
+        client.slot.release()
+    assert long.slot is not None
+    assert pool.scheduler._accounts.of("docs", 1.0).served > 1.5 * 60_000
 
 
 def test_a_flood_leaves_part_of_each_replica_to_the_others():

@@ -124,3 +124,89 @@ def test_a_restarted_replica_holds_nothing():
     index.sent("a", 100, (1,), "s")
     index.forget("a")
     assert index.hits(200, (1,), "s") == {}
+
+
+def test_blocks_of_a_prompt_may_be_more_tokens_than_usual():
+    index = PrefixIndex(128)
+    index.sent("a", 400, (1, 2, 3), None)
+    assert index.hits(2000, (1, 2, 4), None, 256) == {"a": 512}
+
+
+def test_the_session_speaks_only_for_what_blocks_cannot_tell():
+    index = PrefixIndex(100)
+    index.sent("a", 900, (1, 2), "s")
+    assert index.hits(1000, (), "s") == {"a": 900}, "no blocks"
+    assert index.hits(1000, (1, 2), "s") == {"a": 900}, "all of them are there: the rest may be too"
+    assert index.hits(1000, (1, 3), "s") == {"a": 100}, "it goes on in another way"
+    assert index.hits(1000, (4, 5), "s") == {}, "a new beginning"
+
+
+def test_a_replica_is_trusted_as_far_as_what_it_says_bears_out():
+    index = PrefixIndex(100)
+    index.sent("a", 1001, tuple(range(10)), None)
+    for _ in range(40):
+        expected = index.hits(1001, tuple(range(10)), None)["a"]
+        index.told("a", expected, 500)
+    assert index.hits(1001, tuple(range(10)), None)["a"] == pytest.approx(500, rel=0.02), "half was there"
+    for _ in range(40):
+        index.told("a", index.hits(1001, tuple(range(10)), None)["a"], 1000)
+    assert index.hits(1001, tuple(range(10)), None)["a"] > 990, "it is believed again"
+
+
+def test_a_replica_that_has_nothing_three_times_running_was_restarted():
+    index = PrefixIndex(100)
+    for replica in "ab":
+        index.sent(replica, 1000, (1, 2, 3), "s")
+    for _ in range(2):
+        index.told("b", 300, 0)
+    index.told("b", 200, 150)
+    for _ in range(2):
+        index.told("b", 300, 0)
+    assert index.hits(1000, (1, 2, 3), None)["b"] > 0, "never three times running"
+    index.told("b", 300, 0)
+    assert index.hits(1000, (1, 2, 3), "s") == {"a": 300}
+    index.sent("b", 1000, (1, 2), None)
+    assert 0 < index.hits(1000, (1, 2, 3), None)["b"] < 200, "it is known anew, and trusted less"
+
+
+def test_an_engine_that_never_tells_is_taken_at_its_best():
+    """vLLM leaves zeros out once it was started to tell; without that it tells nothing at all."""
+    index = PrefixIndex(100)
+    index.sent("a", 1000, (1, 2, 3), None)
+    for _ in range(10):
+        index.told("a", 300, None)
+    assert index.trust("a") == 1.0
+    index.told("a", 300, 300)
+    index.told("a", 300, None)
+    assert index.trust("a") < 1.0
+
+
+def test_replicas_may_come_and_go_for_ever():
+    index = PrefixIndex(100)
+    for number in range(1000):
+        index.sent(f"r{number}", 1000, (1, 2), None)
+        index.forget(f"r{number - 1}")
+    assert index.hits(1000, (1, 2), None) == {"r999": 200}
+
+
+def test_a_replica_that_was_away_holds_nothing():
+    pool = Pool("ab", settings={"prefix_tokens": 512})
+    blocks = tuple(range(7))
+    first = pool.ask(3600, prefix=blocks, adapter="french")
+    home = pool.ledgers[first.replica or ""]
+    assert pool.scheduler.prefixes.hits(3600, blocks, None)
+    home.avoid()
+    pool.clock.tick(60)
+    home.reached()
+    pool.ask(10)
+    assert not pool.scheduler.prefixes.hits(3600, blocks, None)
+    assert not home.adapters
+
+
+def test_no_more_is_remembered_than_the_replicas_can_hold():
+    pool = Pool("ab", kv_tokens=5120, settings={"prefix_tokens": 512})
+    for number in range(100):
+        client = pool.ask(600, prefix=(number,))
+        assert client.slot is not None
+        client.slot.release()
+    assert len(pool.scheduler.prefixes) <= 20

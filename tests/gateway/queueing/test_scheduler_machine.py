@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway.config.snapshot import PriorityClass
-from gateway.queueing.scheduler import LONG, Item
+from gateway.queueing.items import LONG
+from gateway.queueing.pacing import AHEAD
+from gateway.queueing.scheduler import Item
 from gateway.state.overlay import Drain
 from tests.gateway.queueing.pools import Client, Pool
 
@@ -116,7 +118,7 @@ class Machine(RuleBasedStateMachine):
         self.pool.scheduler.dispatch()
         for client in self.pool.clients:
             if client.open:
-                for view in self.pool.scheduler._eligible(client.item.exclude, self.pool.clock.now):
+                for view in self.pool.scheduler.replicas.eligible(client.item.exclude, self.pool.clock.now):
                     assert view.ledger.in_flight, "idle, while somebody waits who may have it"
 
     # ------------------------------------------------------------------------------- what always holds
@@ -196,13 +198,14 @@ class Machine(RuleBasedStateMachine):
         for line, (_, _, item) in firsts.items():
             if line.size == LONG:
                 continue
-            for view in pool.scheduler._eligible(item.exclude, pool.clock.now):
+            for view in pool.scheduler.replicas.eligible(item.exclude, pool.clock.now):
                 ledger = view.ledger
                 assert (
                     (self.limit is not None and ledger.in_flight >= view.slots)
                     or (ledger.unstarted_tokens and ledger.unstarted_tokens + item.prompt_tokens > view.dose)
                     or ledger.kv_reserved + item.prompt_tokens + item.output_tokens > view.kv_limit
-                    or view is pool.scheduler._kept
+                    or view is pool.scheduler.replicas.kept
+                    or (ledger.in_flight and view.full_until - pool.clock.now > AHEAD[item.lane])
                 ), "room, and somebody to use it"
 
     def teardown(self) -> None:

@@ -1,4 +1,6 @@
-"""A routes.yaml in the twin: the real router and its limits, as written, with spill, and merged."""
+"""A routes.yaml in the twin: the real router and limits, with walls, as written, with spill, and merged."""
+
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -8,9 +10,8 @@ from gateway.cli import app
 from gateway.cli.replay import load_routes
 from gateway.config.snapshot import QueueBounds, Range, When
 from gateway.replay.requests import TraceRequest
-from gateway.replay.routed import pools_of, router_of, with_models
-from gateway.replay.twin import Twin
-from gateway.tokens.estimating import OutputLengths
+from gateway.replay.routed import SPILL_AFTER, pools_of, router_of, with_models
+from gateway.replay.twin import Sight, Twin
 from tests.conftest import REPO
 from tests.gateway.builders import a_model, a_pool, a_rule, a_snapshot
 
@@ -34,7 +35,7 @@ def request(at=0.0, prompt=100, output=50, asked=60, **fields):
 
 
 def way(snapshot, asked, variant="written"):
-    return [stop.pool for stop in router_of(snapshot, variant)(asked, OutputLengths())]
+    return [stop.pool for stop in router_of(snapshot, variant)(asked, Sight())]
 
 
 def test_the_rules_decide(snapshot):
@@ -66,11 +67,41 @@ def test_a_full_pool_sends_on_only_where_it_may(snapshot, variant, completed):
 
 def test_patience_ends(snapshot):
     """With `overloaded` a request waits `after_ms`, then goes on; at its last pool, the queue's own bound."""
-    stops = router_of(snapshot, "spill")(request(), OutputLengths())
-    assert [stop.patience for stop in stops] == [0.0, 60.0]
-    assert [stop.patience for stop in router_of(snapshot, "written")(request(), OutputLengths())] == [
+    stops = router_of(snapshot, "spill")(request(), Sight())
+    assert [stop.patience for stop in stops] == [SPILL_AFTER, 60.0]
+    assert [stop.patience for stop in router_of(snapshot, "written")(request(), Sight())] == [
         60.0,
         60.0,
+    ]
+
+
+def test_idle_engines_of_a_later_pool_serve_who_waits(snapshot):
+    """As the file says; with `spill` wherever a chain leads on, with `walls` nowhere."""
+    pools = {**snapshot.pools, "large": replace(snapshot.pools["large"], lends_to=("small",))}
+    lending = replace(snapshot, pools=pools)
+    burst = [request(at=0.001 * number, output=500, asked=500) for number in range(3)]
+    for file, variant, lent in (
+        (snapshot, "written", 0),
+        (snapshot, "spill", 2),
+        (lending, "written", 2),
+        (lending, "walls", 0),
+    ):
+        twin = Twin(pools_of(file, ENGINE, variant), router_of(file, variant))
+        found = twin.run(burst)
+        assert twin.schedulers["large"].lent == lent
+        assert sum(journey.outcome == "completed" for journey in found.journeys) == min(2 + lent, 3)
+        waits = [journey.ttft for journey in found.journeys if journey.outcome == "completed"]
+        assert (max(waits) < 0.5) == (lent > 0), "else it waits for the answer before it"
+
+
+def test_the_lenders_own_bound_holds(snapshot):
+    """Who waits where less is sent gets, from the lender, what the lender leaves."""
+    rules = (replace(snapshot.rules[0], fit="clamp", when=When()),)
+    asked = request(prompt=900, asked=900)
+    stops = router_of(replace(snapshot, rules=rules), "spill")(asked, Sight())
+    assert [(stop.pool, stop.max_tokens, dict(stop.lenders)) for stop in stops] == [
+        ("small", 100, {"large": 900}),
+        ("large", 900, {}),
     ]
 
 
@@ -99,7 +130,7 @@ def test_the_shipped_file():
         ],
     )  # fmt: skip
     assert ran.exit_code == 0, ran.output
-    assert all(name in ran.stdout for name in ("written", "spill", "merged"))
+    assert all(name in ran.stdout for name in ("walls", "written", "spill", "merged"))
 
 
 def test_a_broken_file(tmp_path):

@@ -56,7 +56,7 @@ def test_each_request_has_one_outcome_and_the_books_end_at_zero(some, name, budg
         [pool_of("p", [SMALL, replace(SMALL, speed=0.4)], policy)],
         lambda request, lengths: [Stop("p")],
         weights={"a": 2.0},
-        budget=None if budget is None else lambda prompt, expected: budget,
+        budget=None if budget is None else lambda prompt, expected, slo: budget,
         prefix_cache=prefix_cache,
     )
     found = twin.run(some, samples=10)

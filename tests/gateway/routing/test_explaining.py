@@ -39,12 +39,17 @@ def test_the_whole_explanation():
         "rule": "else",
         "fit": "next",
         "on": ["failed", "unavailable"],
+        "split": [],
+        "mirror": None,
         "chain": [
             {
                 "pool": "short",
                 "engine": "trtllm",
                 "model": "llama",
                 "engine_model": "engine-llama",
+                "adapter": None,
+                "prefix_blocks": 0,
+                "lenders": [],
                 "usable": False,
                 "why": told["chain"][0]["why"],
                 "max_tokens": 2,
@@ -52,12 +57,15 @@ def test_the_whole_explanation():
                 "clamped": True,
                 "limits": {"prompt": None, "total": 12, "in_flight": 4},
                 "configured_limits": {"prompt": None, "total": 12, "in_flight": 4},
+                "activation": None,
                 "candidates": [
                     {
                         "replica": "r1",
                         "outstanding_tokens": 0,
                         "in_flight": 0,
                         "weight": 1.0,
+                        "cached_tokens": 0,
+                        "has_adapter": None,
                         "why": "least predicted time to first token",
                     }
                 ],
@@ -67,6 +75,9 @@ def test_the_whole_explanation():
                 "engine": "trtllm",
                 "model": "llama",
                 "engine_model": "engine-llama",
+                "adapter": None,
+                "prefix_blocks": 0,
+                "lenders": [],
                 "usable": True,
                 "why": "takes it",
                 "max_tokens": 20,
@@ -74,12 +85,15 @@ def test_the_whole_explanation():
                 "clamped": False,
                 "limits": {"prompt": None, "total": None, "in_flight": None},
                 "configured_limits": {"prompt": None, "total": None, "in_flight": None},
+                "activation": None,
                 "candidates": [
                     {
                         "replica": "r1",
                         "outstanding_tokens": 0,
                         "in_flight": 0,
                         "weight": 1.0,
+                        "cached_tokens": 0,
+                        "has_adapter": None,
                         "why": "least predicted time to first token",
                     },
                     {
@@ -87,6 +101,8 @@ def test_the_whole_explanation():
                         "outstanding_tokens": 0,
                         "in_flight": 0,
                         "weight": 1.0,
+                        "cached_tokens": 0,
+                        "has_adapter": None,
                         "why": "a later first token predicted, or served more so far",
                     },
                 ],

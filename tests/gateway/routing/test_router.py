@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,12 +16,19 @@ from gateway.errors import (
     Unavailable,
     UnsupportedByEngine,
 )
-from gateway.routing.router import choose_route, mismatch_of, refusal_of, refused_at, served_models
+from gateway.routing.router import (
+    choose_route,
+    lenders_of,
+    mismatch_of,
+    refusal_of,
+    refused_at,
+    served_models,
+)
 from tests.gateway.builders import a_call, a_model, a_pool, a_rule, a_snapshot, a_tenant, an_estimate
 
 
 def of_total(total: int) -> Estimate:
-    return replace(an_estimate(prompt=min(10, total)), total=total)
+    return msgspec.structs.replace(an_estimate(prompt=min(10, total)), total=total)
 
 
 # --------------------------------------------------------------------------------------------- rules
@@ -397,3 +405,25 @@ def test_an_idle_model_or_pool_changes_no_decision(total, extra):
         snapshot = a_snapshot(pools=chosen, rules=rules)
         names.append(choose_route(snapshot, a_call(), of_total(total)).rule.name)
     assert names[0] == names[1]
+
+
+def test_who_may_lend_to_whom():
+    """Later pools that lend to this one, can take the request, and would not send less; of the same model."""
+    lends = {"lends_to": ("first",)}
+    pools = (
+        a_pool("before", **lends),
+        a_pool("first", total=1000),
+        a_pool("good", **lends),
+        a_pool("lends nothing"),
+        a_pool("cold", state="cold", **lends),
+        a_pool("small", total=500, **lends),
+        a_pool("other", serves={"llama": "a", "phi": "b"}, **lends),
+    )
+    chain = (*(pool.name for pool in pools[:-1]), Hop("other", "phi"))
+    snapshot = a_snapshot(
+        models=(a_model(), a_model("phi")), pools=pools, rules=[a_rule(pools=chain, fit="clamp")]
+    )
+    route = choose_route(snapshot, a_call(), an_estimate(prompt=100, asked=5000))
+    found = {here.pool.name: [each.pool.name for each in lenders_of(route, here)] for here in route.chain}
+    assert found.pop("first") == ["good"]
+    assert not any(found.values())

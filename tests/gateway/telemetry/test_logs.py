@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.telemetry.logs import MAX_VALUE, JsonFormatter, TextFormatter, configure
+from gateway.telemetry.logs import MAX_VALUE, JsonFormatter, TextFormatter, configure, log_request
 
 
 def a_line(formatter: logging.Formatter, message: str = "hi", *, fields=None, error=None, **more) -> str:
@@ -106,3 +106,12 @@ def test_configure(form, kind, capsys):
     told = capsys.readouterr().err
     assert "hello" in told
     assert "secret" not in told
+
+
+@pytest.mark.parametrize(("level", "lines"), [(logging.INFO, 1), (logging.WARNING, 0)])
+def test_a_request_has_its_line_where_the_level_lets_it(caplog, level, lines):
+    with caplog.at_level(level, logger="headgate.request"):
+        log_request("completed", {"pool": "short"})
+    assert [(record.getMessage(), record.fields) for record in caplog.records] == [
+        ("completed", {"pool": "short"})
+    ] * lines

@@ -1,11 +1,11 @@
 """Metrics: what is counted, read from the text that Prometheus would scrape."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.telemetry.metrics import Metrics
+from gateway.config.snapshot import Slo
+from gateway.telemetry.metrics import Children, Metrics
 from gateway.telemetry.records import RecordBook, RequestRecord
 from tests.gateway.builders import Clock, an_estimate
 
@@ -33,6 +33,7 @@ def a_record(**fields) -> RequestRecord:
 SERVED = {
     "model": "llama", "pool": "short", "tenant": "acme", "outcome": "completed", "first_byte": 1.3,
     "prompt_tokens": 10, "completion_tokens": 5, "queued": 0.1, "upstream_wait": 0.15,
+    "priority_class": "standard",
 }  # fmt: skip
 WHO = {"model": "llama", "pool": "short", "tenant": "acme"}
 
@@ -46,7 +47,8 @@ def test_a_served_request():
     where = {"model": "llama", "pool": "short"}
     assert value(metrics, "headgate_time_to_first_token_seconds_sum", **where) == pytest.approx(0.3)
     assert value(metrics, "headgate_request_duration_seconds_sum", **where) == pytest.approx(2.0)
-    assert value(metrics, "headgate_queue_wait_seconds_sum", pool="short") == pytest.approx(0.1)
+    waited = {"pool": "short", "class": "standard"}
+    assert value(metrics, "headgate_queue_wait_seconds_sum", **waited) == pytest.approx(0.1)
     assert value(metrics, "headgate_overhead_seconds_sum") == pytest.approx(0.05)
 
 
@@ -91,6 +93,15 @@ def test_clamps_are_counted_by_what_cut():
     assert clamped == 1
 
 
+def test_who_lost_something_is_counted_by_whose_steps_took_it():
+    metrics = Metrics()
+    metrics.note_degraded([("rule short", 2), ("class batch", 1)])
+    metrics.note_degraded([("rule short", 2)])
+    name = "headgate_degraded_requests_total"
+    assert value(metrics, name, of="rule short", step="2") == 2
+    assert value(metrics, name, of="class batch", step="1") == 1
+
+
 class Town:
     """Gauges as a gateway has them."""
 
@@ -100,6 +111,12 @@ class Town:
     def replicas(self):
         yield "short", "r1", self.in_flight, 700, True
         yield "short", "r2", 0, 0, False
+
+    def warming(self):
+        yield "short", "r1", True
+
+    def sleepers(self):
+        yield "short", "waking", 2
 
     def drained(self):
         yield "short", "r1", False
@@ -115,7 +132,13 @@ class Town:
         return "abcdef", False, 17.5
 
     def queues(self):
-        yield "short", 3
+        yield "short", {("standard", "small"): 3, ("batch", "long"): 0}, {"standard": 1.5}
+
+    def shares(self):
+        yield "short", 0.75, 0.25
+
+    def overload(self):
+        yield "rule short", "short", "standard", 2
 
     def limit_store(self):
         return False, 2, 7, 1
@@ -143,8 +166,17 @@ def test_gauges_are_read_at_scrape_time():
         value(metrics, "headgate_replica_ready", **r1),
         value(metrics, "headgate_replica_ready", **r2),
     ) == (1, 0)
-    assert value(metrics, "headgate_queued_requests", pool="short") == 3
+    line = {"pool": "short", "class": "standard", "lane": "small"}
+    assert value(metrics, "headgate_queued_requests", **line) == 3
+    empty = {"pool": "short", "class": "batch", "lane": "long"}
+    assert value(metrics, "headgate_queued_requests", **empty) == 0
+    wait = {"pool": "short", "class": "standard"}
+    assert value(metrics, "headgate_queue_expected_wait_seconds", **wait) == 1.5
+    assert value(metrics, "headgate_pool_work_share", pool="short") == 0.75
+    assert value(metrics, "headgate_pool_capacity_share", pool="short") == 0.25
     assert value(metrics, "headgate_live_requests") == 5
+    step = {"of": "rule short", "pool": "short", "class": "standard"}
+    assert value(metrics, "headgate_overload_step", **step) == 2
     assert value(metrics, "headgate_prompt_bytes_total", by="tokenizer") == 300
     assert value(metrics, "headgate_prompt_bytes_total", by="memory") == 1200
     assert value(metrics, "headgate_pool_limit_tokens", pool="short", limit="total") == 3000
@@ -169,3 +201,27 @@ def test_what_clients_type_makes_no_series():
     for i in range(200):
         metrics.observe(a_record(**SERVED, shown_id=f"id-{i}", path=f"/x/{i}", replica="r1", rule="a"), 3.0)
     assert len(scraped(metrics)) == before
+
+
+def test_promises_are_judged_as_requests_end():
+    """On the clock of the records."""
+    metrics = Metrics(Clock(3.0))
+    slo = Slo(ttft_p95_ms=250, queue_ms=200)
+    metrics.observe(a_record(**SERVED, slo=slo, stream=True, attempts=1), 3.0)
+    which = {"pool": "short", "class": "standard"}
+    assert value(metrics, "headgate_slo_attainment", **which, objective="queue") == 1
+    assert value(metrics, "headgate_slo_attainment", **which, objective="ttft") == 0
+    assert value(metrics, "headgate_slo_requests_total", **which, objective="all", met="false") == 1
+    assert value(metrics, "headgate_slo_attainment", **which, objective="tpot") is None
+
+
+def test_children_are_those_of_prometheus():
+    metrics = Metrics()
+    children = Children(metrics.attempts)
+    children["pool", "ok"].inc()
+    children["pool", "ok"].inc()
+    assert children["pool", "ok"] is metrics.attempts.labels("pool", "ok")
+    assert (
+        metrics.registry.get_sample_value("headgate_attempts_total", {"pool": "pool", "outcome": "ok"}) == 2
+    )
+    assert len(children) == 1

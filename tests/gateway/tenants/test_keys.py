@@ -261,3 +261,18 @@ class History(RuleBasedStateMachine):
 
 History.TestCase.settings = settings(max_examples=80, stateful_step_count=20, deadline=None)
 TestHistory = History.TestCase
+
+
+def test_a_rotated_key_keeps_what_the_file_says_of_its_id(office):
+    """A key that opted out of brown-outs stays out when it is rotated, and when its end is set."""
+    tenant = a_tenant("acme", keys=["one", "two"])
+    tenant = replace(tenant, keys=(replace(tenant.keys[0], degrade=False), tenant.keys[1]))
+    office.file = a_snapshot(tenants=[tenant])
+    new, other = office.rotate("k0", grace=5), office.create()
+    found = keys_in_force(office.file, office.store.read())
+    assert [found[digest_of(key)][1].degrade for key in (new.key, "one", "two", other.key)] == [
+        False,
+        False,
+        True,
+        True,
+    ]

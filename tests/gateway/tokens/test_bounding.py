@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from gateway.call import Bound, PromptCount
 from gateway.config.snapshot import MaxTokens, Model, PoolLimits, Range, Tenant, TokenizerSpec, When
 from gateway.errors import BadRequest, ContextLengthExceeded
-from gateway.tokens.bounding import bound_output, bounded_by, fit_pool, fit_rule
+from gateway.tokens.bounding import bound_output, bounded_by, fit_pool, fit_rule, lessened
 from gateway.tokens.estimating import estimate
 
 
@@ -251,5 +252,18 @@ def test_margin_and_lower_bounds_hold_for_a_clamped_request_too():
 def test_the_first_bound_is_kept_where_it_is_less():
     """A rule takes away, and never gives."""
     bound = bound_output(100, model(), tenant(), prompt(10))
-    assert bounded_by(bound, 200, "rule short") == bound
-    assert bounded_by(bound, 50, "rule short") == Bound(50, 100, "rule short", clamped=True)
+    kept, cut = bounded_by(bound, 200, "rule short"), bounded_by(bound, 50, "rule short")
+    assert kept == replace(bound, cap=(200, "rule short"))
+    assert cut == Bound(50, 100, "rule short", clamped=True, cap=(50, "rule short"))
+    assert bounded_by(cut, 70, "overload") == cut
+    assert bounded_by(kept, 150, "overload").cap == (150, "overload"), "for a model that would allow more"
+
+
+def test_a_lesser_estimate_costs_less():
+    """Bounded to 100 tokens for each of two choices, where 400 were expected for each of four."""
+    before = expected(400, 1000, n=4)
+    after = lessened(before, 100, "overload", choices=2)
+    assert (after.output, after.total, after.choices, after.output_by) == (100, 1200, 2, "bound")
+    assert after.bound.by == "overload"
+    assert lessened(before, None, "overload", choices=1).total == 1400
+    assert lessened(before, 4000, "rule x").total == before.total

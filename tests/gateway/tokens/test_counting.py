@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 
+import msgspec
 import pytest
 
 from backends.contract import GenerateRequest
@@ -190,7 +191,7 @@ async def test_without_a_template_a_chat_is_approximate(tmp_path, bpe):
 async def test_a_harmless_chat_is_rendered_and_its_count_kept(counting, models):
     """No second count where neutralising changed nothing."""
     request = chat("hello")
-    counted = replace(await counting.count(models["mistral"], request), source="kept")
+    counted = msgspec.structs.replace(await counting.count(models["mistral"], request), source="kept")
     prepared = await counting.prepare(models["mistral"], request, adds_bos=True, counted=counted)
     assert prepared == Prepared(counted, "[INST] hello [/INST]\n")
     assert await counting.render(models["mistral"], request, adds_bos=False) == "<s>[INST] hello [/INST]\n"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import msgspec
 import pytest
 
 from backends.contract import Answer, GenerateRequest, HttpRequest
@@ -63,7 +64,7 @@ async def test_a_prompt_is_asked_once_and_then_remembered():
     told = await engines.count(chat())
     assert (told.tokens, told.exact, told.tier, told.source) == (7, True, "exact", "vllm of pool counter")
     known = engines.counts.remembered(ENGINE, chat(), None)
-    assert known == replace(told, cached=True)
+    assert known == msgspec.structs.replace(told, cached=True)
     assert known.tier == "cached"
     assert engines.counts.remembered(ENGINE, chat("ho"), None) is None
     assert engines.counts.remembered(ENGINE, text("hi"), None) is None
@@ -237,7 +238,8 @@ async def test_what_is_learned_serves_when_the_engine_is_gone(service: Callable[
 
     def asks(number: int) -> Call:
         call = a_call(model=ENGINE, dialect="completions")
-        return replace(call, request=text(f"the gate at the head of canal number {number:04} " * 20))
+        request = text(f"the gate at the head of canal number {number:04} " * 20)
+        return msgspec.structs.replace(call, request=request)
 
     async def count(number: int, room=None):
         call = asks(number)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.tokens import scripts
 from gateway.tokens.scripts import EXACT, SAMPLE, measure
 
 ENGLISH = "The gate at the head of the canal decides how much water enters, and which way it goes. "
@@ -73,3 +74,17 @@ def test_nothing_hides_between_the_slices():
 
 def test_no_text():
     assert measure("", lambda: 0.0).size == 0
+
+
+@given(st.binary(max_size=300), st.sampled_from([1, 4 * SAMPLE]))
+def test_bits_count_what_bytes_are(data, fill):
+    """Up to the longest sample, of characters of four bytes."""
+    data += b"e" * (fill - len(data))
+    classes = int.from_bytes(data.translate(scripts.CLASSES), "little")
+    masks = {
+        scripts.IS_BLANK: scripts.BLANKS,
+        scripts.IS_LETTER: scripts.LETTERS,
+        scripts.IS_VOWEL: scripts.VOWELS,
+    }
+    for mask, members in masks.items():
+        assert (classes & mask).bit_count() == sum(byte in members for byte in data)

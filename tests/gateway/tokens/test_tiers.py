@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 from functools import partial
 
+import msgspec
 import pytest
 
 from backends.contract import GenerateRequest
@@ -72,7 +73,7 @@ async def counting(model):
 def asks(model: Model, text: str, tenant: str = "acme", **parameters) -> Call:
     call = a_call(model=model, tenant=a_tenant(tenant), parameters=parameters)
     messages = [{"role": "user", "content": text}]
-    return replace(call, request=_with(call.request, messages=messages))
+    return msgspec.structs.replace(call, request=_with(call.request, messages=messages))
 
 
 def _with(request: GenerateRequest, **fields) -> GenerateRequest:
@@ -218,9 +219,9 @@ async def test_an_estimate_that_decided_otherwise_is_known(counting, model):
 async def test_what_is_not_one_text_is_counted(counting, model):
     """Several prompts, token ids, parts that are not text."""
     call = asks(model, "")
-    several = replace(call, request=_with(call.request, messages=None, prompt=["a", "b"]))
+    several = msgspec.structs.replace(call, request=_with(call.request, messages=None, prompt=["a", "b"]))
     assert (await count(counting, several)).why == "it is not one text"
-    ids = replace(call, request=_with(call.request, messages=None, prompt=[1, 2]))
+    ids = msgspec.structs.replace(call, request=_with(call.request, messages=None, prompt=[1, 2]))
     assert (await count(counting, ids)).exact
 
 
