@@ -27,10 +27,12 @@ from backends.contract import (
     Exchange,
     Failure,
     GenerateRequest,
+    Generation,
     HttpRequest,
     Transport,
     TransportError,
 )
+from backends.fanning import AT_A_TIME, FannedGeneration, parts_of
 
 __all__ = ["ClientGeneration", "EngineClient"]
 
@@ -47,50 +49,69 @@ class EngineClient:
         endpoint: Endpoint,
         *,
         max_pending_bytes: int = DEFAULT_MAX_PENDING_BYTES,
+        at_a_time: int | None = None,
     ) -> None:
         """`max_pending_bytes`: most bytes a decoder may take in without an event to show for it. It bounds
-        an answer that is not a stream; streams have the framer's own, smaller limit."""
+        an answer that is not a stream; streams have the framer's own, smaller limit. `at_a_time`: calls of
+        one request that may be under way together, if that is less than `fanning.AT_A_TIME`."""
         self.adapter = adapter
         self._transport = transport
         self._endpoint = endpoint
         self._max_pending_bytes = max_pending_bytes
+        self._at_a_time = AT_A_TIME if at_a_time is None else min(at_a_time, AT_A_TIME)
 
     def __repr__(self) -> str:
         return f"EngineClient({self.adapter.kind}, {self._endpoint.base_url})"
 
-    async def generate(self, request: GenerateRequest) -> "ClientGeneration":
+    async def generate(self, request: GenerateRequest) -> Generation:
         """Send `request` and wait for the head of the answer. Raises EngineError.
 
-        An answer that refuses (4xx, 5xx) is a Generation too: its body, read by `events`, says why.
+        An answer that refuses (4xx, 5xx) is a Generation too: its body, read by `events`, says why. What the
+        engine does not take in one call is sent in parts, which begin when `events` is called.
         """
-        decoder = self.adapter.decoder(request)
-        encoded = self.adapter.encode(request)
-        stop = functools.partial(self._stop, self.adapter.cancel_request(request))
+        if request.native is not None:
+            return await self._call(request)
+        parts = parts_of(request, self.adapter.takes)
+        if len(parts) > 1:
+            return FannedGeneration(parts, self._call, self._at_a_time)
+        return await self._call(parts[0].request)
+
+    async def _call(self, request: GenerateRequest) -> "ClientGeneration":
+        dialect = self.adapter if request.native is None else self.adapter.doors
+        decoder = dialect.decoder(request)
+        encoded = dialect.encode(request)
+        give_up = functools.partial(self._give_up, self.adapter.cancel_request(request))
         try:
             exchange = await self._transport.open(self._endpoint, encoded)
         except TransportError as error:
             raise _engine_error(error, retryable=True) from error
         except asyncio.CancelledError:
-            stop()  # engines that send no head before the first token are given up here
+            give_up(lambda: None)  # engines that send no head before the first token are given up here
             raise
         try:
             decoder.head(exchange.status, exchange.headers)
         except BaseException:
             exchange.cancel()
             raise
-        return ClientGeneration(exchange, decoder, self._max_pending_bytes, stop)
+        return ClientGeneration(exchange, decoder, self._max_pending_bytes, give_up)
 
-    def _stop(self, request: HttpRequest | None) -> None:
-        """Send what stops the engine, where dropping the connection alone is noticed late."""
-        if request is not None:
-            self._transport.dispatch(self._endpoint, request)
+    def _give_up(self, stop: HttpRequest | None, close: Callable[[], None]) -> None:
+        """Make the engine stop: `close` its connection, and send it `stop`, in the order that it needs."""
+        if stop is None:
+            close()
+        elif self.adapter.cancels_first:
+            self._transport.dispatch(self._endpoint, stop, close)
+        else:
+            close()
+            self._transport.dispatch(self._endpoint, stop)
 
 
 class ClientGeneration:
     """`contract.Generation` over an exchange and a decoder."""
 
     __slots__ = (
-        "_decoder", "_delivered", "_ended", "_error", "_exchange", "_max_pending_bytes", "_pending", "_stop",
+        "_decoder", "_delivered", "_ended", "_error", "_exchange", "_give_up", "_max_pending_bytes",
+        "_pending",
     )  # fmt: skip
 
     def __init__(
@@ -98,9 +119,10 @@ class ClientGeneration:
         exchange: Exchange,
         decoder: Decoder,
         max_pending_bytes: int,
-        stop: Callable[[], None] = lambda: None,
+        give_up: Callable[[Callable[[], None]], None] = lambda close: close(),
     ) -> None:
-        """`stop` is called at most once, if the answer is given up before it ended or failed by itself."""
+        """`give_up` is called at most once, with what closes the connection: if the answer is given up before
+        it ended or failed by itself."""
         self._exchange = exchange
         self._decoder = decoder
         self._max_pending_bytes = max_pending_bytes
@@ -111,7 +133,7 @@ class ClientGeneration:
         self._error: EngineError | None = None
         """How the answer failed, once it has."""
         self._ended = False
-        self._stop: Callable[[], None] | None = stop
+        self._give_up: Callable[[Callable[[], None]], None] | None = give_up
 
     async def events(self) -> list[Event]:
         """The next events, at least one; `Done` is the last.
@@ -170,11 +192,12 @@ class ClientGeneration:
 
     def cancel(self) -> None:
         """Tell the engine to stop, by dropping the connection. Idempotent; a no-op after the end."""
-        if not self._ended:
-            self._exchange.cancel()
-            stop, self._stop = self._stop, None
-            if stop is not None and self._error is None:
-                stop()
+        give_up, self._give_up = self._give_up, None
+        if not self._ended and give_up is not None:
+            if self._error is None:
+                give_up(self._exchange.cancel)
+            else:
+                self._exchange.cancel()
 
 
 def _engine_error(error: TransportError, *, retryable: bool) -> EngineError:

@@ -21,7 +21,7 @@ The errors of this package:
 """
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
@@ -29,12 +29,12 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 __all__ = [
-    "Answer", "Answers", "ConnectFailed", "ConnectionBroken", "Decoder", "Delta", "Done", "Endpoint",
-    "Engine", "EngineAdapter", "EngineError", "EngineLimits", "EngineRegistry", "ErrorKind", "Event",
-    "Exchange", "Failure", "FinishReason", "GenerateRequest", "Generation", "Health", "HttpRequest",
-    "Identified", "Load", "Lora", "Metadata", "OptionError", "Priority", "Prompt", "RelayMode",
-    "ResponseInvalid", "Transport",
-    "TransportError", "Unsupported", "Usage", "Vocabulary",
+    "Answer", "Answers", "ConnectFailed", "ConnectionBroken", "Decoder", "Delta", "Done", "Door", "Doors",
+    "Endpoint", "Engine", "EngineAdapter", "EngineError", "EngineLimits", "EngineRegistry", "ErrorKind",
+    "Event", "Exchange", "Failure", "FinishReason", "GenerateRequest", "Generation", "Health",
+    "HttpRequest", "Identified", "Load", "Lora", "Metadata", "NativeRequest", "OptionError", "Priority",
+    "Prompt", "RelayMode", "ResponseInvalid", "SleepControl", "Takes", "Transport", "TransportError",
+    "Unsupported", "Usage", "Vocabulary",
 ]  # fmt: skip
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -43,6 +43,10 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 RelayMode = Literal["raw", "patched", "translated"]
 """How events reach the client: bytes untouched; OpenAI shape with our id, model and finish_reason;
 or built anew from another dialect."""
+
+Door = Literal["chat", "completions", "embeddings", "responses", "messages", "rerank", "score"]
+"""A public API. `chat` and `completions` are translated for every engine; the others are for engines that
+serve them natively: OpenAI's embeddings and responses, Anthropic's messages, vLLM's reranking and scoring."""
 
 Prompt = str | list[str] | list[int] | list[list[int]]
 """The four forms of OpenAI's `prompt`: text, texts, token ids, lists of token ids."""
@@ -70,6 +74,19 @@ class Priority(msgspec.Struct, frozen=True, kw_only=True):
     """2 is the most urgent: the gateway's class."""
     own: int = 0
     """-1000 to 1000: the client's `priority`, in the engine's own direction, within its level."""
+
+
+class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client sent to a door that engines serve natively: passed on as it came, with another model name
+    and bound."""
+
+    door: Door
+    body: bytes
+    """A JSON object."""
+    model: str = ""
+    """What the client calls the model: the name that the answer is to bear."""
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """Those of the client that its engine must see, names in lower case."""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +123,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     are kept here too; an adapter forwards, converts or drops them. `model`, `messages`, `prompt`,
     `stream`, `stream_options`, `max_tokens`, `max_completion_tokens`, `n`, `stop`, `priority` are never
     in it."""
+    native: NativeRequest | None = None
+    """Set for all doors but chat and completions: what is sent. `messages` and `prompt` then hold its texts,
+    to be counted and looked at, and are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +136,15 @@ class HttpRequest:
     path: str
     headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Takes:
+    """What one call may ask for, None being any number. A request that asks for more is sent in several."""
+
+    prompts: int | None = None
+    choices: int | None = None
+    """For each prompt: n."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +227,8 @@ class Load:
     requests_total: int | None = None
     """Requests that ended well since the engine's start."""
     failures_total: int | None = None
+    preemptions_total: int | None = None
+    """Times that it took a running request's cache away, to compute it again later."""
     per_model: Mapping[str, "Load"] | None = None
 
 
@@ -221,7 +252,8 @@ class Identified:
 
 
 class Delta(msgspec.Struct, kw_only=True):
-    """A piece of one choice. Never empty: there is text, or any other field but `tokens` and `raw`."""
+    """A piece of one choice. Never empty: there is text, or any other field but `tokens` and `raw`; of a
+    native answer `raw` alone will do, and is all that a client gets."""
 
     index: int = 0
     text: str = ""
@@ -357,6 +389,22 @@ class Decoder(Protocol):
     def end(self) -> list[Event]: ...
 
 
+class Doors(Protocol):
+    """The doors of one engine kind. `encode` and `decoder` are for requests with `native` set."""
+
+    served: frozenset[Door]
+    """By the release that the adapter was written from, `chat` and `completions` among them."""
+    possible: frozenset[Door]
+    """What some release may serve, or one behind a proxy: more than `served`, or the same."""
+
+    def encode(self, request: GenerateRequest) -> HttpRequest:
+        """The native body, with the engine's model name, the bound, and nothing else changed."""
+
+    def decoder(self, request: GenerateRequest) -> Decoder:
+        """A fresh decoder for the answer: its deltas, usage and end carry, in `raw`, all bytes that a client
+        gets, with `native.model` where the engine's own name stood."""
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """What a health answer says. `live` False: the engine behind the HTTP server is gone for good."""
@@ -404,6 +452,12 @@ class EngineAdapter(Protocol):
     """Whether `GenerateRequest.priority` means anything to it."""
     sleep: SleepControl | None
     """How it is put to sleep and woken; None: it cannot."""
+    takes: Takes
+    """How much it takes in one call. `encode` gets no more; `unsupported` judges each part."""
+
+    @property
+    def doors(self) -> "Doors":
+        """What it serves natively, beside chat and completions."""
 
     def lora_fault(self, lora: Lora) -> str | None:
         """Why it cannot be asked for this adapter, as a phrase ("needs an id"); None where it can."""
@@ -425,6 +479,14 @@ class EngineAdapter(Protocol):
 
     def cancel_request(self, request: GenerateRequest) -> HttpRequest | None:
         """What to send besides dropping the connection, where that alone is noticed late; None: nothing."""
+
+    cancels_first: bool
+    """Whether that must have been answered before the connection is dropped: an engine that forgets a request
+    with its connection no longer knows what it is told to stop."""
+
+    def lingers(self, request: GenerateRequest) -> float:
+        """Seconds for which it goes on computing `request`, on average, once that was given up; infinite
+        where it computes it to its end. Known from its source, not seen: for estimates of what is wasted."""
 
     def metadata_requests(self, model: str | None = None) -> Sequence[HttpRequest]:
         """Questions whose answers tell what the engine serves; with `model`, also those about one model."""
@@ -492,9 +554,12 @@ class Transport(Protocol):
         Raises TransportError. Cancelling it leaves nothing behind.
         """
 
-    def dispatch(self, endpoint: Endpoint, request: HttpRequest) -> None:
-        """Send `request` in the background and forget its answer. Never waits, never raises; what is still
-        under way after a few seconds, or at `aclose`, is dropped."""
+    def dispatch(
+        self, endpoint: Endpoint, request: HttpRequest, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Send `request` in the background and forget its answer; call `then` once it has come. Never waits,
+        never raises; what is still under way after a few seconds, or at `aclose`, is dropped, and `then` is
+        called all the same."""
 
     async def aclose(self) -> None: ...
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from backends.contract import Delta, Done, EngineError, ErrorKind, Event, Failure
-from backends.sse import SseFramer
+from backends.sse import MAX_EVENT_BYTES, SseFramer
 
 __all__ = [
     "AnswerDecoder", "Classify", "EngineWords", "engine_words", "kind_of_status", "lenient_json",
@@ -163,9 +163,9 @@ def token_count(value: Any) -> int | None:
 class AnswerDecoder(ABC):
     """A `contract.Decoder` without its dialect."""
 
-    def __init__(self, classify: Classify) -> None:
+    def __init__(self, classify: Classify, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._classify = classify
-        self._framer = SseFramer()
+        self._framer = SseFramer(max_event_bytes)
         self._document = bytearray()
         self._streamed: bool | None = None  # None: nothing but white space has come
         self._status: int | None = None  # of an answer that is an error as a whole
@@ -263,7 +263,7 @@ class AnswerDecoder(ABC):
             elif self._streamed:
                 self._end_stream()
             else:
-                self.read_document(bytes(self._document.lstrip(_BEFORE_CONTENT)))
+                self.read_document(bytes(self._document).lstrip(_BEFORE_CONTENT))  # copied once, if large
         self._document = bytearray()
         return self._take()
 

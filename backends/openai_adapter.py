@@ -20,9 +20,13 @@ from backends.contract import (
     Metadata,
     RelayMode,
     SleepControl,
+    Takes,
     Unsupported,
 )
-from backends.openai_dialect import OpenAiDecoder, choices_asked, openai_request
+from backends.doors import NativeDoors
+from backends.fanning import first_part
+from backends.mapping import Tables
+from backends.openai_dialect import OpenAiDecoder, choices_asked, classify, openai_request
 
 __all__ = ["OpenAiDialectAdapter", "ask", "named_only"]
 
@@ -40,7 +44,7 @@ def named_only(lora: Lora) -> str | None:
 
 
 class OpenAiDialectAdapter:
-    """An engine of OpenAI's dialect of which nothing else is known: takes everything, tells its models."""
+    """An engine of OpenAI's dialect. What it takes, its `tables` say."""
 
     kind = "openai"
     applies_template = True
@@ -51,18 +55,22 @@ class OpenAiDialectAdapter:
     takes_priority = False
     load_port: int | None = None
     sleep: SleepControl | None = None
+    takes = Takes()
+    doors = NativeDoors(("embeddings", "responses"), classify)
+    cancels_first = False
     metadata_paths: ClassVar[tuple[str, ...]] = (MODEL_LIST,)
+    tables: Tables
 
     def lora_fault(self, lora: Lora) -> str | None:
         """Adapters are asked for as models, by name: vLLM's way, and all that OpenAI's dialect leaves."""
         return named_only(lora)
 
     def unsupported(self, request: GenerateRequest) -> Unsupported | None:
-        """Nothing is known of the engine behind: it says so itself."""
-        return None
+        return self.tables.of(request).unsupported(first_part(request, self.takes))
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
-        return openai_request(request, request.parameters, {"x-request-id": request.request_id})
+        parameters = self.tables.of(request).write(request)
+        return openai_request(request, parameters, {"x-request-id": request.request_id})
 
     def decoder(self, request: GenerateRequest) -> Decoder:
         return OpenAiDecoder(choices_asked(request))
@@ -76,6 +84,10 @@ class OpenAiDialectAdapter:
     def cancel_request(self, request: GenerateRequest) -> HttpRequest | None:
         """Dropping the connection is enough, or all there is."""
         return None
+
+    def lingers(self, request: GenerateRequest) -> float:
+        """It stops within a step or two."""
+        return 0.0
 
     def metadata_requests(self, model: str | None = None) -> Sequence[HttpRequest]:
         return [get(path) for path in self.metadata_paths]

@@ -27,7 +27,7 @@ from backends.decoding import (
 )
 from backends.headers import json_headers
 
-__all__ = ["OpenAiDecoder", "choices_asked", "classify", "openai_request", "without"]
+__all__ = ["OpenAiDecoder", "choices_asked", "classify", "openai_request"]
 
 # ---------------------------------------------------------------------------------------------- requests
 
@@ -35,12 +35,10 @@ __all__ = ["OpenAiDecoder", "choices_asked", "classify", "openai_request", "with
 def openai_request(
     request: GenerateRequest, parameters: Mapping[str, Any], headers: Mapping[str, str] | None = None
 ) -> HttpRequest:
-    """`request` in OpenAI's own shape, with those `parameters` of it that the engine takes.
+    """`request` in OpenAI's own shape, with the `parameters` that its engine's table wrote.
 
-    Output tokens are bounded by `max_tokens` on both endpoints, never by both names: TensorRT-LLM and TGI
-    refuse the pair. Usage is asked for in streams, where it is not sent otherwise. `headers` come on top of
-    those of every request. An adapter is asked for as a model; engines with another way name the base model
-    in `parameters`.
+    Usage is asked for in streams, where it is not sent otherwise. `headers` come on top of those of every
+    request. An adapter is asked for as a model; engines with another way name the base model in `parameters`.
     """
     body: dict[str, Any] = {"model": request.model if request.lora is None else request.lora.name}
     if request.messages is not None:
@@ -50,21 +48,10 @@ def openai_request(
         path = "/v1/completions"
         body["prompt"] = request.prompt
     body.update(parameters)
-    if request.max_tokens is not None:
-        body["max_tokens"] = request.max_tokens
-    if request.n != 1:
-        body["n"] = request.n
-    if request.stop:
-        body["stop"] = request.stop
     if request.stream:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
     return HttpRequest("POST", path, {**json_headers(request), **(headers or {})}, msgspec.json.encode(body))
-
-
-def without(parameters: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    """`parameters` less those that are not for this engine."""
-    return {name: value for name, value in parameters.items() if name not in names}
 
 
 def choices_asked(request: GenerateRequest) -> int:
@@ -82,6 +69,7 @@ _KIND_OF_TYPE = {
     "badrequesterror": ErrorKind.CLIENT,
     "validation_error": ErrorKind.CLIENT,
     "notfounderror": ErrorKind.NOT_FOUND,
+    "not_found_error": ErrorKind.NOT_FOUND,
     "model_not_found": ErrorKind.NOT_FOUND,
     "authentication_error": ErrorKind.AUTH,
     "permission_error": ErrorKind.AUTH,
@@ -175,7 +163,7 @@ class OpenAiDecoder(AnswerDecoder):
         raw, self._held = self._held + raw, b""
         try:
             for position, choice in enumerate(_choices(answer)):
-                delta = self._delta(choice, position, streamed=True)
+                delta = self.delta_of(choice, position, streamed=True)
                 if delta is not None:
                     if not carried:
                         delta.raw, carried = raw, True
@@ -196,7 +184,7 @@ class OpenAiDecoder(AnswerDecoder):
             return
         usage = _usage(answer.usage)
         try:
-            deltas = [self._delta(choice, at, streamed=False) for at, choice in enumerate(_choices(answer))]
+            deltas = [self.delta_of(choice, at, streamed=False) for at, choice in enumerate(_choices(answer))]
         except _ChoiceError as broken:
             self.fail(broken.kind, broken.message)
             return
@@ -247,7 +235,7 @@ class OpenAiDecoder(AnswerDecoder):
             return None
         return answer
 
-    def _delta(self, choice: Any, position: int, *, streamed: bool) -> Delta | None:
+    def delta_of(self, choice: Any, position: int, *, streamed: bool) -> Delta | None:
         """A choice of a chunk or an answer; None if there is nothing in it for a client."""
         if not isinstance(choice, dict):
             raise _ChoiceError(ErrorKind.ENGINE, f"a choice that is no object: {choice!r:.100}")

@@ -19,7 +19,7 @@ from backends.tgi.adapter import TgiAdapter, TgiOptions
 from backends.triton import metadata as triton
 from backends.triton.adapter import TritonAdapter, TritonOptions
 from backends.triton_openai import metadata as triton_openai
-from backends.triton_openai.adapter import TritonOpenAiAdapter
+from backends.triton_openai.adapter import TritonOpenAiAdapter, TritonOpenAiOptions
 from backends.trtllm import metadata as trtllm
 from backends.trtllm.adapter import TrtllmAdapter, TrtllmOptions
 from backends.vllm import metadata as vllm
@@ -71,7 +71,7 @@ REGISTRY = Registry(
             lambda options: LlamacppAdapter(read_options(LlamacppOptions, options)), llamacpp
         ),
         "triton-openai": EngineKind(
-            lambda options: TritonOpenAiAdapter(read_options(NoOptions, options)), triton_openai
+            lambda options: TritonOpenAiAdapter(read_options(TritonOpenAiOptions, options)), triton_openai
         ),
         "vllm": EngineKind(lambda options: VllmAdapter(read_options(NoOptions, options)), vllm),
         "openai": EngineKind(lambda options: OpenAiAdapter(read_options(NoOptions, options)), openai),

@@ -1,68 +1,33 @@
 """What engines that take and give one text have in common: Triton's classic models, TGI's native routes.
 
-They know no messages, tools or choices. `first_refusal` names the first OpenAI field that such an engine
-cannot honour; `plain_text` is the prompt. `VisibleText` is the text of a choice as a client may see it.
+`plain_text` is the prompt; `VisibleText` is the text of a choice as a client may see it. What such engines
+make of parameters: `text_parameters.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from backends.contract import Delta, FinishReason, GenerateRequest, Prompt, Unsupported
+from backends.contract import Delta, FinishReason, GenerateRequest, Prompt
 from backends.stopping import StopCutter
 
-__all__ = ["EVENTS_AFTER_STOP", "VisibleText", "first_refusal", "plain_text"]
+__all__ = ["EVENTS_AFTER_STOP", "VisibleText", "only_text", "plain_text"]
 
 EVENTS_AFTER_STOP = 4
 """Events read behind a stop string for the engine's own end and its counts, before we end the answer."""
 
 
 def plain_text(request: GenerateRequest) -> str:
-    """The rendered chat or the only prompt. Raises ValueError for what `first_refusal` does not let pass."""
+    """The rendered chat or the only prompt. Raises ValueError for what the tables do not let pass."""
     if request.rendered is not None:
         return request.rendered
-    if (text := _only_text(request.prompt)) is None:
+    if (text := only_text(request.prompt)) is None:
         raise ValueError("neither rendered messages nor one text prompt")
     return text
 
 
-def _only_text(prompt: Prompt | None) -> str | None:
+def only_text(prompt: Prompt | None) -> str | None:
     """`prompt` if it is one text, also as a list of one."""
     only: object = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
     return only if isinstance(only, str) else None
-
-
-_REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("tools", bool, "This engine takes plain text and cannot call tools."),
-    ("functions", bool, "This engine takes plain text and cannot call functions."),
-    ("logprobs", lambda value: value is not False, "This engine gives no log probabilities."),
-    ("top_logprobs", bool, "This engine gives no log probabilities."),
-    ("logit_bias", bool, "This engine cannot bias tokens."),
-    ("best_of", lambda value: value != 1, "This engine cannot choose the best of several answers."),
-    ("echo", bool, "This engine cannot repeat the prompt."),
-    ("suffix", bool, "This engine cannot insert text before a suffix."),
-    ("audio", bool, "This engine gives text only."),
-)
-
-
-def first_refusal(request: GenerateRequest) -> Unsupported | None:
-    """The first field that no engine of this sort can honour, or None."""
-    if request.n != 1:
-        return Unsupported("n", "This engine gives one choice for each request.")
-    if request.prompt is not None and _only_text(request.prompt) is None:
-        return Unsupported("prompt", "This engine takes one prompt, as text.")
-    for message in request.messages or ():
-        content = message.get("content")
-        if isinstance(content, list) and any(not _is_text_part(part) for part in content):
-            return Unsupported("messages", "This engine takes text parts only.")
-    for field, asks, message_text in _REFUSED:
-        value = request.parameters.get(field)
-        if value is not None and asks(value):
-            return Unsupported(field, message_text)
-    return None
-
-
-def _is_text_part(part: Any) -> bool:
-    return isinstance(part, str) or (isinstance(part, Mapping) and part.get("type") in ("text", "refusal"))
 
 
 class VisibleText:

@@ -27,7 +27,7 @@ import errno
 import functools
 import io
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -413,17 +413,22 @@ class AiohttpTransport:
         self._answered += 1
         return exchange
 
-    def dispatch(self, endpoint: Endpoint, request: HttpRequest) -> None:
-        """Send `request` in the background and forget its answer. Never waits, never raises.
+    def dispatch(
+        self, endpoint: Endpoint, request: HttpRequest, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Send `request` in the background and forget its answer; call `then` once it is over, by whichever
+        way. Never waits, never raises.
 
         It gets `_DISPATCH` seconds, and ends with the transport; at most `_MOST_DISPATCHED` are under way.
         """
         if self._closed or len(self._dispatched) >= _MOST_DISPATCHED:
+            then()
             return
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._deliver(endpoint, request), name=f"dispatch {request.path}")
         self._dispatched.add(task)
         task.add_done_callback(self._dispatched.discard)
+        task.add_done_callback(lambda _: then())
 
     async def _deliver(self, endpoint: Endpoint, request: HttpRequest) -> None:
         """Send it and read the answer to its end, so that the connection can be kept."""

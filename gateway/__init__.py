@@ -6,7 +6,8 @@ The rooms, in the order in which a request meets them:
     edge.py        uvicorn's HTTP protocol with the bounds that it lacks
     app.py         composition root: builds every part once and wires them; the routes
     middleware/    request id, record and log line of every request
-    api/           the public OpenAI dialect: receive, read, render, reply; errors; models; probes
+    api/           the public OpenAI dialect: receive, read, render, reply; errors; models; probes; and the
+                   doors that engines serve natively (doors.py, passing.py)
     tenants/       key -> tenant; keys made, rotated, revoked
     state/         what was decided at run time: the overlay on the file, in SQLite
     pipeline.py    THE request's way: one function, read from top to bottom
@@ -17,6 +18,8 @@ The rooms, in the order in which a request meets them:
     fallbacks.py   attempts: queue, send, next replica, next pool; up to the first event
     activation/    pools that sleep until somebody asks, warm-up before traffic
     answer.py      an answer under way: the lease on its slot and its upstream connection
+    budgets.py     a generation that ends with what there is when its time is over
+    abandoning.py  what engines computed for nobody
     queueing/      who gets the next free replica of a pool
     fleet/         replicas: ledger of what is in flight, cool-down, probes, the limits that engines tell
     relay.py       events -> client, with the clock running (watchdog.py)

@@ -1,8 +1,10 @@
 """An answer under way: one object that holds what must be given back."""
 
 from types import TracebackType
+from typing import Literal
 
-from backends.contract import Delta, Done, Event, Generation, Usage
+from backends.contract import Delta, Done, Event, GenerateRequest, Generation, Usage
+from gateway.budgets import Budget
 from gateway.call import Call, PromptCount
 from gateway.errors import EngineFailed
 from gateway.fleet.ledger import Slot
@@ -46,6 +48,14 @@ class Answer:
         """Output tokens that were asked for at most."""
         self.span: Span = NO_SPAN
         self.first: list[Event] = []
+        """None where its time was over before anything came."""
+        self.budget: Budget | None = None
+        self.request: GenerateRequest = call.request
+        """As the engine got it."""
+        self.delivered_tokens = 0
+        """Of those that came, what the client has been sent."""
+        self.lost_by: Literal["client", "timeout", "failed"] = "client"
+        """Why it does not end well, if it does not."""
         self.prompt_tokens: int | None = None
         """As the engine told; None as long as it has not."""
         self.reported_tokens: int | None = None
@@ -58,7 +68,7 @@ class Answer:
         self._characters = 0
         self.ended = False
         self.cut_by: str | None = None
-        """The limit that ended it before the engine did."""
+        """The limit, or the time budget, that ended it before the engine did."""
         self.ends: list[Delta] = []
         """What we said then, in the engine's place."""
         self._finished: set[int] = set()
@@ -86,6 +96,7 @@ class Answer:
                 if event.finish_reason is not None:
                     self._finished.add(event.index)
                 if event.index >= self.choices:
+                    self.lost_by = "failed"
                     raise EngineFailed("The engine sent more choices than it was asked for.")
             elif isinstance(event, Usage):
                 self._note_usage(event)
@@ -99,7 +110,13 @@ class Answer:
         self.counted_tokens += tokens
         self.slot.progress(tokens)
         if self.counted_tokens > self._believable():
+            self.lost_by = "failed"
             raise EngineFailed("The engine sent far more than it was asked for.")
+
+    def overdue(self, events: list[Event], now: float) -> str | None:
+        """The time budget that is used up at `now`, or was when a generation had no more events to give."""
+        over = self.budget is not None and (not events or now >= self.budget.ends)
+        return self.budget.by if over and self.budget is not None else None
 
     def cut(self, limit: str) -> list[Event]:
         """End the answer here, because of `limit`: what is to follow the events so far. Nothing where the

@@ -19,7 +19,7 @@ from typing import Any
 from starlette.routing import Route, Router
 
 from backends.client import EngineClient
-from backends.contract import Answer, Endpoint, Engine, EngineAdapter, HttpRequest
+from backends.contract import Answer, Endpoint, Engine, EngineAdapter, HttpRequest, Load
 from backends.registry import REGISTRY
 from backends.transport import AiohttpTransport
 from gateway.activation.prefixes import Prefixes
@@ -30,11 +30,13 @@ from gateway.admin.endpoints import AdminEndpoint, AdminHandlers
 from gateway.admin.limits import LimitHandlers
 from gateway.admin.operating import ConfigHandlers, KeyHandlers, PoolHandlers, ReplicaHandlers
 from gateway.api.asgi import App
+from gateway.api.count_tokens import CountTokensEndpoint, StoredResponses
 from gateway.api.errors import ErrorRing
 from gateway.api.generation import GenerationEndpoint
 from gateway.api.models import ModelsEndpoint
 from gateway.api.probes import Liveness, MetricsEndpoint, Readiness, is_loopback
 from gateway.api.tokenize import TokenizeEndpoint
+from gateway.call import ROUTES, Dialect
 from gateway.config.loading import load_with_warnings
 from gateway.config.problems import Problem
 from gateway.config.snapshot import Pool, Replica, Snapshot
@@ -43,6 +45,7 @@ from gateway.fallbacks import Attempts, RetryBudget
 from gateway.fleet.engine_limits import Shortfall, narrowed, shortfalls
 from gateway.fleet.fleet import Fleet, endpoint_of
 from gateway.fleet.ledger import ReplicaLedger
+from gateway.fleet.load_polling import polling
 from gateway.fleet.probing import Prober, Target
 from gateway.limits.limiter import Limiter
 from gateway.limits.stores import kept
@@ -344,7 +347,13 @@ class Gateway:
     def _start_probing(self) -> None:
         if not self._probe:
             return
-        self._probing.start(Prober(self.runtime.targets).run(), "probing")
+        targets = self.runtime.targets
+        self._probing.start(Prober(targets).run(), "probing")
+        for target in targets:
+            ledger = target.ledger
+            self._probing.start(
+                polling(ledger, target.endpoint, ledger.changed), f"load of {ledger.replica.id}"
+            )
 
     # -------------------------------------------------------------------------------------- the parts
 
@@ -435,7 +444,7 @@ class Gateway:
 
     def _make_engine(self, adapter: EngineAdapter, endpoint: Endpoint, pool: Pool) -> Engine:
         """The engine of one replica."""
-        return EngineClient(adapter, self._transport(pool), endpoint)
+        return EngineClient(adapter, self._transport(pool), endpoint, at_a_time=pool.limits.in_flight)
 
     def _transport(self, pool: Pool) -> AiohttpTransport:
         """Replicas with one connect timeout share a connection pool."""
@@ -452,15 +461,20 @@ class Gateway:
     # ------------------------------------------------------------------------------------- the routes
 
     def _data_routes(self, authenticator: Authenticator) -> list[Route]:
-        chat, completions = (
-            GenerationEndpoint(dialect, self._current, authenticator, self._is_draining, self.clock)
-            for dialect in ("chat", "completions")
-        )
+        doors: dict[Dialect, GenerationEndpoint] = {
+            dialect: GenerationEndpoint(dialect, self._current, authenticator, self._is_draining, self.clock)
+            for dialect in ROUTES
+        }
+        stored = StoredResponses(self._current, authenticator)
+        count_tokens = CountTokensEndpoint(self._current, authenticator, self.clock)
         models = ModelsEndpoint(self._current, authenticator, lambda: self._started)
         tokenize = TokenizeEndpoint(self._current, authenticator, self.clock)
         return [
-            Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/completions", completions, methods=["POST"]),
+            *(Route(ROUTES[dialect], door, methods=["POST"]) for dialect, door in doors.items()),
+            *(Route(path, doors["rerank"], methods=["POST"]) for path in ("/rerank", "/v2/rerank")),
+            Route("/v1/score", doors["score"], methods=["POST"]),
+            Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
+            Route("/v1/responses/{id:path}", stored, methods=["GET", "POST", "DELETE"]),
             Route("/v1/models", models, methods=["GET"]),
             Route("/v1/models/{model:path}", models, methods=["GET"]),
             Route("/tokenize", tokenize, methods=["POST"]),
@@ -578,6 +592,12 @@ class _Gauges:
         for pool, sleeper in self._gateway.runtime.sleepers.items():
             statistics = sleeper.statistics()
             yield pool, statistics.state, statistics.held
+
+    def engine_loads(self) -> Iterator[tuple[str, str, Load, float, int]]:
+        for pool, ledger in self._gateway.runtime.ledgers():
+            statistics = ledger.statistics()
+            if statistics.load_age is not None:
+                yield pool, ledger.replica.id, statistics.load, statistics.load_age, statistics.foreign
 
     def drained(self) -> Iterator[tuple[str, str, bool]]:
         for pool, ledger in self._gateway.runtime.ledgers():

@@ -4,15 +4,48 @@ What is made for each request is a msgspec struct: a frozen dataclass takes five
 that refer to nothing but plain values are none of the garbage collector's business (`gc=False`).
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
-from backends.contract import GenerateRequest
+from backends.contract import Door, GenerateRequest
 from gateway.config.snapshot import Model, PriorityClass, Tenant
 
-Dialect = Literal["chat", "completions"]
+Dialect = Door
 """Which public endpoint was called, and so in which shape the answer leaves."""
+
+ROUTES: Mapping[Dialect, str] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "embeddings": "/v1/embeddings",
+    "responses": "/v1/responses",
+    "messages": "/v1/messages",
+    "rerank": "/v1/rerank",
+    "score": "/score",
+}
+
+OPERATIONS: Mapping[Dialect, str] = {
+    "chat": "chat",
+    "completions": "text_completion",
+    "embeddings": "embeddings",
+    "responses": "chat",
+    "messages": "chat",
+    "rerank": "rerank",
+    "score": "score",
+}
+"""OpenTelemetry's `gen_ai.operation.name`."""
+
+PROMPT_FIELDS: Mapping[Dialect, str] = {
+    "chat": "messages",
+    "completions": "prompt",
+    "embeddings": "input",
+    "responses": "input",
+    "messages": "messages",
+    "rerank": "documents",
+    "score": "text_2",
+}
+"""Where the prompt is, for error messages."""
 
 
 Tier = Literal["exact", "cached", "estimate"]
@@ -35,12 +68,16 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
     include_usage: bool
     """Whether a streaming client asked for the usage chunk."""
+    as_chat: bool = False
+    """Its prompt is counted as the chat, or the pairs, that its engine may make of it: nearly exact."""
     asked_max_tokens: int | None
-    """What the client asked for; None where it asked for nothing."""
+    """What the client asked for; None where it asked for nothing, 0 where nothing is to be generated."""
     received: float
     """Loop time at which the body was complete, seconds."""
     deadline: float | None = None
     """Loop time by which the client wants its first token; None where it does not say."""
+    stop_at: float | None = None
+    """Loop time at which it wants what there is by then; None where it does not say."""
     traceparent: str | None = None
     size: int = 0
     """Bytes of its body."""

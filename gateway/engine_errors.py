@@ -1,7 +1,7 @@
 """Engines' errors in the client's vocabulary. Their own words are shown only where they are fit for it."""
 
 from backends.contract import EngineError, ErrorKind
-from gateway.call import Call
+from gateway.call import PROMPT_FIELDS, Call
 from gateway.errors import (
     BadRequest,
     ContextLengthExceeded,
@@ -25,7 +25,7 @@ def gateway_error_of(error: EngineError, call: Call) -> GatewayError:
         case ErrorKind.CONTEXT_LENGTH:
             return ContextLengthExceeded(
                 text or "The prompt is longer than the engine accepts.",
-                param="messages" if call.dialect == "chat" else "prompt",
+                param=PROMPT_FIELDS[call.dialect],
             )
         case ErrorKind.OVERLOADED:
             return Unavailable(

@@ -9,6 +9,7 @@
       NoSuchRoute          404
       NotFound             404  an administrator named a key or replica that there is not
       ModelNotFound        404  also for a model this tenant may not use: no probing
+      EndpointNotServed    404  no engine of the model serves this endpoint
       MethodNotAllowed     405
       BodyTimeout          408
       Conflict             409  what an administrator wants cannot be as things are
@@ -16,6 +17,7 @@
       UnsupportedMedia     415
       QuotaExceeded        429  a limit said no: it will have room again
         BudgetExceeded          a budget did: not before the next day or month
+      NotImplementedHere   501  a known route, for things that this gateway does not do
       EngineFailed         502  engines broke, lied or refused our credentials
       Unavailable          503  shared capacity: no replica, queue full, waited too long, draining; or limits
                                 that must hold cannot be checked
@@ -102,6 +104,12 @@ class ModelNotFound(GatewayError):
     default_code = "model_not_found"
 
 
+class EndpointNotServed(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+    default_code = "unsupported_endpoint"
+
+
 class MethodNotAllowed(GatewayError):
     status = 405
     type = "invalid_request_error"
@@ -161,6 +169,15 @@ class QuotaExceeded(GatewayError):
 class BudgetExceeded(QuotaExceeded):
     type = "insufficient_quota"
     default_code = "insufficient_quota"
+
+
+class NotImplementedHere(GatewayError):
+    status = 501
+    type = "invalid_request_error"
+    default_code = "not_implemented"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hopeless=True)
 
 
 class EngineFailed(GatewayError):

@@ -13,11 +13,20 @@ from typing import Literal
 
 import msgspec
 
-from backends.contract import EngineError, ErrorKind, GenerateRequest, Generation, Priority
+from backends.contract import (
+    EngineError,
+    ErrorKind,
+    GenerateRequest,
+    Generation,
+    NativeRequest,
+    Priority,
+)
+from gateway.abandoning import Cause, abandoned
 from gateway.activation.prefixes import Prefixes, system_prompt
 from gateway.activation.sleeping import Sleeper, StillAsleep
 from gateway.answer import Answer
-from gateway.call import Call, Estimate
+from gateway.budgets import budget_of, generate, is_budgeted
+from gateway.call import OPERATIONS, Call, Estimate
 from gateway.config.snapshot import EMPTY, HopReason, Pool, PriorityClass, Rule
 from gateway.engine_errors import gateway_error_of
 from gateway.errors import EngineTimeout, GatewayError, QuotaExceeded, Unavailable, UnsupportedByEngine
@@ -205,6 +214,8 @@ class Attempts:
             left = call.received + pool.timeouts.total - asked
             if call.deadline is not None:
                 left = min(left, call.deadline - asked)
+            if call.stop_at is not None:
+                left = min(left, call.stop_at - asked)
             if left <= 0:
                 raise PoolFailed(None, EngineTimeout("The time for this request is over."))
             held = await self._admit(call, pool, left, record)
@@ -321,13 +332,12 @@ class Attempts:
         pool, ledger, span = target.pool, slot.ledger, NO_SPAN
         generation: Generation | None = None
         outcome: Literal["ok", "error", "cancelled", "preempted"] = "cancelled"
+        wasted: Cause | None = "client"
         try:
             span = record.span.child(
-                f"chat {target.model.name}"
-                if call.dialect == "chat"
-                else f"text_completion {target.model.name}",
+                f"{OPERATIONS[call.dialect]} {target.model.name}",
                 {
-                    "gen_ai.operation.name": "chat" if call.dialect == "chat" else "text_completion",
+                    "gen_ai.operation.name": OPERATIONS[call.dialect],
                     "gen_ai.request.model": target.engine_model,
                     "headgate.pool": pool.name,
                     "headgate.replica": ledger.replica.id,
@@ -340,6 +350,7 @@ class Attempts:
             record.attempts += 1
             record.stage = "waiting"
             sent = self._clock()
+            budget = budget_of(call, pool, request, sent)
             left = call.received + pool.timeouts.total - sent
             patience = min(left, pool.timeouts.first_token + _making(request, estimate))
             hurried = call.deadline is not None and call.deadline - sent < patience
@@ -348,12 +359,13 @@ class Attempts:
             try:
                 async with asyncio.timeout(patience) as limit:
                     slot.stop = partial(limit.reschedule, 0.0)  # at once
-                    generation = await ledger.engine.generate(request)
+                    generation = await generate(ledger.engine, request, budget, self._clock)
                     first = await generation.events()
             except TimeoutError:
                 if slot.taken_back:
-                    outcome = "preempted"
+                    outcome, wasted = "preempted", "preempted"
                     raise TakenBack from None
+                wasted = "timeout"
                 if hurried:  # the client's haste is no fault of the engine
                     late = EngineTimeout("No engine began to answer in the time that the client gave.")
                     raise PoolFailed(None, late) from None
@@ -363,14 +375,18 @@ class Attempts:
             finally:
                 slot.stop = None
                 record.upstream_wait += self._clock() - sent
-            ledger.reached()
+            if first:
+                ledger.reached()
             answer = Answer(call, target, slot, generation, request.max_tokens, estimate.prompt)
             answer.first = first
+            answer.budget, answer.request = budget, request
             answer.span = span
             outcome = "ok"
             return answer
         except EngineError as error:
             outcome = "error"
+            if error.kind is not ErrorKind.TIMEOUT:
+                wasted = None
             span.end({}, error.kind.value)
             ledger.failed(error)
             if not error.reached or error.kind is ErrorKind.TIMEOUT:
@@ -383,6 +399,12 @@ class Attempts:
             if outcome != "ok":
                 if generation is not None:
                     generation.cancel()
+                if wasted is not None:
+                    prompt = estimate.prompt.tokens
+                    lost = abandoned(
+                        slot, request, self._clock(), prompt=prompt, expected=estimate.total - prompt
+                    )
+                    self._metrics.note_abandoned(pool.name, "shutdown" if record.cut_off else wasted, *lost)
                 slot.release()
                 span.end({}, outcome)
 
@@ -406,6 +428,7 @@ class Attempts:
         return msgspec.structs.replace(
             call.request,
             model=target.engine_model,
+            native=_native(call, target),
             stream=streams_upstream(pool, call, estimate, watched=watched),
             max_tokens=target.fit.sent,
             rendered=rendered,
@@ -433,9 +456,21 @@ def _waits(record: RequestRecord, call: Call, pool: Pool) -> None:
 
 def streams_upstream(pool: Pool, call: Call, estimate: Estimate, *, watched: bool = False) -> bool:
     """Whether the engine is asked to stream (`upstream_stream`). `watched`: a limit may cut the answer."""
+    if call.request.native is not None:
+        return call.stream
     if call.stream or pool.upstream_stream == "always":
         return True
+    watched = watched or is_budgeted(call, pool)
     return pool.upstream_stream == "auto" and (watched or estimate.total > STEP_BUDGET)
+
+
+def _native(call: Call, target: Target) -> NativeRequest | None:
+    """The client's own body, where that is what is sent; its answer is to bear the public name."""
+    native = call.request.native
+    if native is None:
+        return None
+    public = call.asked_model if target.model.name == "*" else target.model.name
+    return msgspec.structs.replace(native, model=public)
 
 
 def _within(target: Target, reservation: Reservation) -> Target:

@@ -301,6 +301,8 @@ async def try_streaming(
     client: httpx.AsyncClient, pool: Pool, replica: Replica, model: Model, counting: Counting
 ) -> Streaming:
     """Ask for a few tokens, streamed: more than one piece must come."""
+    if "chat" not in pool.doors:
+        return Streaming(pool.name, model.name, None, "it serves no chats")
     request = _request(
         pool.serves[model.name], "Count to twenty in words.", "chat", stream=True, max_tokens=8
     )

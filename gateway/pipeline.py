@@ -15,6 +15,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from gateway.abandoning import Cause, abandoned
 from gateway.answer import Answer
 from gateway.call import Call, Estimate, PromptCount, choices_computed
 from gateway.commenting import KEEP_ALIVE, Announcing, Comments
@@ -161,7 +162,10 @@ class Pipeline:
     async def estimate(self, call: Call) -> Estimate:
         """Steps 3 to 5: what the request is expected to cost."""
         expect = partial(self.expect, call)
-        return expect(await self.counting.count_for(call, expect, self.room(call)))
+        count = await self.counting.count_for(call, expect, self.room(call))
+        if call.as_chat and count.exact:
+            count = replace(count, exact=False, source=f"{count.source}, as the engine may read it")
+        return expect(count)
 
     def expect(self, call: Call, prompt: PromptCount) -> Estimate:
         """Steps 4 and 5, for a prompt of this length. Pure."""
@@ -184,12 +188,14 @@ class Pipeline:
         """Step 12: take the engine's figures where it gave some, charge them, and learn."""
         prompt = expected.prompt.tokens if answer.prompt_tokens is None else answer.prompt_tokens
         reservation.settle(prompt, answer.completion_tokens, answer.cached_tokens or 0)
+        self.waste(answer, expected, record)
         self.compare(answer, expected)
         self.correct(answer)
         record.completion_tokens, record.choices = answer.completion_tokens, answer.choices
         record.usage_source = "counted" if answer.reported_tokens is None else "engine"
         whole = answer.ended and answer.cut_by is None
-        if whole and (answer.reported_tokens is not None or not answer.guessed):
+        generated = answer.call.asked_max_tokens != 0
+        if whole and generated and (answer.reported_tokens is not None or not answer.guessed):
             each = answer.completion_tokens // answer.choices
             cap = expected.bound.cap
             if cap is None or cap[1] != BY:  # what a brown-out cut tells nothing of other times
@@ -206,6 +212,25 @@ class Pipeline:
         slot.on_cached(answer.cached_tokens)
         if answer.cached_tokens is not None:
             self.metrics.note_prefix(answer.target.pool.name, slot.hit, answer.cached_tokens)
+
+    def waste(self, answer: Answer, expected: Estimate, record: RequestRecord) -> None:
+        """Count what was computed for nobody, where the answer did not end as it should."""
+        if answer.ended and answer.cut_by is None and answer.delivered_tokens == answer.counted_tokens:
+            return
+        cause: Cause = "cut" if answer.cut_by is not None else answer.lost_by
+        prompt = expected.prompt.tokens
+        lost = abandoned(
+            answer.slot,
+            answer.request,
+            self.clock(),
+            prompt=prompt,
+            expected=expected.total - prompt,
+            seen=answer.counted_tokens,
+            delivered=answer.delivered_tokens,
+            given_up=cause != "failed" and (not answer.ended or cause == "cut"),
+        )
+        pool = answer.target.pool.name
+        self.metrics.note_abandoned(pool, "shutdown" if record.cut_off else cause, *lost)
 
     def compare(self, answer: Answer, expected: Estimate) -> None:
         """Hold our count of the prompt against the engine's, where both speak of the same."""

@@ -2,7 +2,7 @@
 
 One task, no buffers of its own: while the client does not read, the engine's connection is not read
 either, and TCP slows the engine down. Each wait has its bound: the idle time between events, one write
-to the client, the request as a whole.
+to the client, the request as a whole. A time budget is none of them: it ends the answer well.
 """
 
 import asyncio
@@ -79,11 +79,16 @@ async def relay(
                     record.cut_by = reservation.cut
                     reservation.cut_short(reservation.cut)
                     events = [*events, *rest]
+                if (late := answer.overdue(events, clock())) is not None and (rest := answer.cut(late)):
+                    record.cut_by = late
+                    events = [*events, *rest]
                 writing = True
                 watchdog.expect(timeouts.send)
                 if comments.leaving:
                     await comments.quiet()
                 await reply.write(events)
+                if reply.started:
+                    answer.delivered_tokens = answer.counted_tokens
                 if answer.ended:
                     return
                 writing = False
@@ -92,8 +97,10 @@ async def relay(
     except TimeoutError:
         if writing:
             raise _stalled(timeouts.send) from None
+        answer.lost_by = "timeout"
         raise EngineTimeout("The engine sent nothing for too long.") from None
     except EngineError as error:
+        answer.lost_by = "failed"
         answer.slot.ledger.failed(error)
         raise gateway_error_of(error, answer.call) from error
 

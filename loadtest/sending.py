@@ -1,4 +1,8 @@
-"""One request, timed: sent, read to its end, judged. Never retried: a retry would hide what is measured."""
+"""One request, timed: sent, read to its end, judged. Never retried: a retry would hide what is measured.
+
+One thing is no retry: a kept connection that the server had closed before this request came (llama.cpp does
+so after every stream, though it announces keep-alive) is replaced by a fresh one, in the request's own time.
+"""
 
 import asyncio
 import time
@@ -71,20 +75,17 @@ class Client:
         self._timeout = timeout
         self._key = key
         self._keys = keys or {}
-        self._session: aiohttp.ClientSession | None = None
+        self._kept: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Client":
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=None),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-        )
+        self._kept, self._fresh = _session(keep_alive=True), _session(keep_alive=False)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._kept, self._fresh):
+            if session is not None:
+                await session.close()
 
     async def send(
         self,
@@ -98,7 +99,8 @@ class Client:
         """The sample of one request; what goes wrong is in it, not raised.
 
         `stream` false: a whole answer, even from a client that streams. `fields`: added to this body."""
-        assert self._session is not None
+        assert self._kept is not None
+        assert self._fresh is not None
         stream = stream and self._stream
         body = {**self._head, **(fields or {}), "messages": messages}
         if stream:
@@ -109,15 +111,13 @@ class Client:
         sample = Sample(sent=time.perf_counter())
         try:
             async with asyncio.timeout(self._timeout):
-                async with self._session.post(
-                    self._url, data=content, headers=self._headers(tenant), allow_redirects=False
-                ) as answer:
-                    if answer.status != 200:
-                        sample.error = f"{answer.status} {_code(await answer.read())}".rstrip()
-                    elif stream:
-                        await _read_stream(answer.content, sample)
-                    else:
-                        _note_whole(await answer.read(), sample)
+                attempt = _Attempt(content, self._headers(tenant), stream)
+                try:
+                    await self._exchange(self._kept, attempt, sample)
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                    if not attempt.reused or attempt.answered:
+                        raise
+                    await self._exchange(self._fresh, _Attempt(content, attempt.headers, stream), sample)
         except TimeoutError:
             sample.error = "timeout"
         except aiohttp.ClientConnectorError:
@@ -134,6 +134,50 @@ class Client:
         if key := self._keys.get(tenant, self._key):
             headers["authorization"] = f"Bearer {key}"
         return headers
+
+    async def _exchange(self, session: aiohttp.ClientSession, attempt: "_Attempt", sample: Sample) -> None:
+        async with session.post(
+            self._url,
+            data=attempt.content,
+            headers=attempt.headers,
+            allow_redirects=False,
+            trace_request_ctx=attempt,
+        ) as answer:
+            attempt.answered = True
+            if answer.status != 200:
+                sample.error = f"{answer.status} {_code(await answer.read())}".rstrip()
+            elif attempt.stream:
+                await _read_stream(answer.content, sample)
+            else:
+                _note_whole(await answer.read(), sample)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """A request on one connection, and how far it came."""
+
+    content: bytes
+    headers: Mapping[str, str]
+    stream: bool
+    reused: bool = False
+    """Its connection had served another one before."""
+    answered: bool = False
+
+
+def _session(*, keep_alive: bool) -> aiohttp.ClientSession:
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_reuseconn.append(_note_reuse)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, force_close=not keep_alive),
+        timeout=aiohttp.ClientTimeout(total=None),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trace_configs=[tracing],
+        trust_env=False,
+    )
+
+
+async def _note_reuse(_session: Any, context: Any, _parameters: Any) -> None:
+    context.trace_request_ctx.reused = True
 
 
 async def _read_stream(content: aiohttp.StreamReader, sample: Sample) -> None:

@@ -32,6 +32,8 @@ def test_the_data_is_inside(wheel):
     assert {f"gateway/limits/lua/{script.name}" for script in scripts.iterdir()} <= names
     assert "gateway/limits/lua/reserve.lua" in names
     assert not any(name.startswith("tests/") for name in names)
+    # The recipes for engines stay in the checkout (docs/launching.md).
+    assert not any(name.startswith("backends/") and name.endswith((".md", ".sh", ".yaml")) for name in names)
 
 
 def test_engines_find_their_tokenizer_without_a_checkout(wheel, tmp_path):

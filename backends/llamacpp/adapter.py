@@ -1,14 +1,27 @@
 """The adapter for `engine: llamacpp`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from backends.answers import as_count, get, items_of, json_body
-from backends.contract import Answers, GenerateRequest, Health, HttpRequest, Load, Lora, Metadata, Unsupported
-from backends.llamacpp import load, metadata, wire
+from backends.contract import (
+    Answers,
+    Decoder,
+    GenerateRequest,
+    Health,
+    HttpRequest,
+    Load,
+    Lora,
+    Metadata,
+    Takes,
+)
+from backends.doors import NativeDoors
+from backends.llamacpp import load, metadata, parameters, wire
 from backends.openai_adapter import OpenAiDialectAdapter, ask
+from backends.openai_dialect import classify
 
 __all__ = ["LlamacppAdapter", "LlamacppOptions"]
 
@@ -23,23 +36,32 @@ class LlamacppOptions(msgspec.Struct, frozen=True):
 
 
 class LlamacppAdapter(OpenAiDialectAdapter):
-    """llama.cpp's server. Notices a closed connection between two results."""
+    """llama.cpp's server. Notices a gone client when it next writes to its stream, else hardly."""
 
     kind = "llamacpp"
+    doors = NativeDoors(("embeddings", "responses", "messages", "rerank"), classify)
+    takes = Takes(prompts=1, choices=1)
+    """Builds before December 2025 refuse n, and answer a list of prompts with a list of answers."""
     reuses_prefixes = True  # by slot: a request gets the slot that begins most alike
     metadata_paths = metadata.PATHS
 
     def __init__(self, options: LlamacppOptions | None = None) -> None:
         self._options = options or LlamacppOptions()
+        self.tables = parameters.tables(neutral_sampling=self._options.neutral_sampling)
 
     def lora_fault(self, lora: Lora) -> str | None:
         return wire.lora_fault(lora)
 
-    def unsupported(self, request: GenerateRequest) -> Unsupported | None:
-        return wire.unsupported(request)
-
     def encode(self, request: GenerateRequest) -> HttpRequest:
-        return wire.encode(request, neutral_sampling=self._options.neutral_sampling)
+        return wire.encode(request, self.tables.of(request).write(request))
+
+    def decoder(self, request: GenerateRequest) -> Decoder:
+        return wire.decoder(request)
+
+    def lingers(self, request: GenerateRequest) -> float:
+        """A whole answer's client is looked for after a second without a result for anybody
+        (server_response::recv_with_timeout): while others stream, that is never."""
+        return 0.0 if request.stream else math.inf
 
     def health_request(self) -> HttpRequest:
         return get("/health")

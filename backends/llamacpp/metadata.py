@@ -1,7 +1,8 @@
 """How llama.cpp tells of itself: its model list, and `/props`.
 
 The list's `n_ctx_train` is what the model was trained for. The context served to one request is told by
-/props alone, and so is the number of slots (tools/server/README.md).
+/props, and in newer builds by the list's `n_ctx`; the number of slots by /props alone
+(tools/server/README.md).
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,9 @@ def read_metadata(answers: Answers) -> Metadata:
     return Metadata(
         models=names_of(cards),
         limits=EngineLimits(
-            context_tokens=as_count(settings.get("n_ctx")) or None,
+            context_tokens=as_count(settings.get("n_ctx"))
+            or least(as_count(items_of(card.get("meta")).get("n_ctx")) for card in cards or ())
+            or None,
             train_context_tokens=least(
                 as_count(items_of(card.get("meta")).get("n_ctx_train")) for card in cards or ()
             ),

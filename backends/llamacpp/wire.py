@@ -1,57 +1,70 @@
-"""llama.cpp's server on the wire: OpenAI's shapes, unknown keys ignored, any model name answered.
+"""llama.cpp's server on the wire: OpenAI's shapes, any model name answered. Its keys: `parameters.py`.
 
-Its `max_tokens` has an older alias that wins over it, `n_predict`: a client's would lift the gateway's bound,
-so it is not passed. A stream that failed ends behind its error event, without `[DONE]`. Keep-alive is a bare
-`:`. It queues without bound (tools/server/README.md): the pool's `in_flight` is the only limit.
+A stream that failed ends behind its error event, without `[DONE]`. Keep-alive is a bare `:`. It queues
+without bound (tools/server/README.md): the pool's `in_flight` is the only limit.
+
+After each stream it closes the connection, though it announces keep-alive. On the completions route it tells
+log probabilities in the chat's form (`content`), which clients of that route do not know.
 
 LoRA adapters are loaded at its start and known by number; a request says which of them, and how strongly, and
 those that it does not name are off. Without a word all are on, unless the server was started with
 `--lora-init-without-apply`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from backends.contract import GenerateRequest, HttpRequest, Lora, Unsupported
-from backends.openai_dialect import openai_request, without
+from backends.contract import Delta, GenerateRequest, HttpRequest, Lora
+from backends.openai_dialect import OpenAiDecoder, choices_asked, openai_request
 
-__all__ = ["NEUTRAL_SAMPLING", "encode", "lora_fault", "unsupported"]
-
-NEUTRAL_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-"""OpenAI's defaults; llama.cpp's own are 0.8, 0.95, 40 and 0.05."""
-
-_NOT_FORWARDED = frozenset({
-    "n_predict", "id_slot", "n_keep", "n_discard", "cache_prompt", "slot_id", "repetition_penalty",
-    "return_progress", "timings_per_token",
-})  # fmt: skip
-_RESPONSE_FORMATS = frozenset({"text", "json_object", "json_schema"})
+__all__ = ["decoder", "encode", "lora_fault"]
 
 
-def unsupported(request: GenerateRequest) -> Unsupported | None:
-    parameters = request.parameters
-    if request.stream and parameters.get("tools") and parameters.get("logprobs"):
-        return Unsupported("logprobs", "This engine gives no log probabilities in streams with tools.")
-    response_format = parameters.get("response_format")
-    if isinstance(response_format, dict) and response_format.get("type") not in _RESPONSE_FORMATS:
-        return Unsupported("response_format", "This engine knows text, json_object and json_schema.")
-    if parameters.get("lora") is not None:
-        return Unsupported("lora", "lora chooses adapters past the model's name; it is not for clients.")
-    return None
-
-
-def encode(request: GenerateRequest, *, neutral_sampling: bool) -> HttpRequest:
-    parameters: dict[str, Any] = without(request.parameters, _NOT_FORWARDED)
-    if (penalty := request.parameters.get("repetition_penalty")) is not None:
-        parameters.setdefault("repeat_penalty", penalty)
+def encode(request: GenerateRequest, parameters: Mapping[str, Any]) -> HttpRequest:
+    body = dict(parameters)
     if request.lora is not None:
-        parameters |= {"model": request.model, "lora": [{"id": request.lora.id, "scale": request.lora.scale}]}
-    if neutral_sampling:
-        for name, value in NEUTRAL_SAMPLING.items():
-            if parameters.get(name) is None:
-                parameters[name] = value
-    return openai_request(request, parameters)
+        body |= {"model": request.model, "lora": [{"id": request.lora.id, "scale": request.lora.scale}]}
+    return openai_request(request, body)
 
 
 def lora_fault(lora: Lora) -> str | None:
     if lora.path is not None:
         return "is loaded at this engine's start: no path"
     return "needs an id for this engine" if lora.id is None else None
+
+
+def decoder(request: GenerateRequest) -> OpenAiDecoder:
+    chats = request.messages is not None
+    return OpenAiDecoder(choices_asked(request)) if chats else CompletionsDecoder(choices_asked(request))
+
+
+class CompletionsDecoder(OpenAiDecoder):
+    """Log probabilities in the older form of OpenAI's completions: one list each, not one object a token."""
+
+    def __init__(self, choices: int) -> None:
+        super().__init__(choices)
+        self._said: dict[int, int] = {}  # characters of each choice so far
+
+    def delta_of(self, choice: Any, position: int, *, streamed: bool) -> Delta | None:
+        delta = super().delta_of(choice, position, streamed=streamed)
+        if delta is not None and isinstance(delta.logprobs, dict):
+            entries = delta.logprobs.get("content")
+            if isinstance(entries, list):
+                delta.logprobs = self._lists(delta.index, entries)
+        return delta
+
+    def _lists(self, index: int, entries: list[Any]) -> dict[str, Any]:
+        tokens, values, tops, offsets = [], [], [], []
+        for entry in entries:
+            if not isinstance(entry, dict):
+                continue
+            token = str(entry.get("token", ""))
+            tokens.append(token)
+            values.append(entry.get("logprob"))
+            others = entry.get("top_logprobs") or ()
+            tops.append(
+                {str(each.get("token", "")): each.get("logprob") for each in others if isinstance(each, dict)}
+            )
+            offsets.append(self._said.get(index, 0))
+            self._said[index] = offsets[-1] + len(token)
+        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}

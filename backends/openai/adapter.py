@@ -1,7 +1,7 @@
 """The adapter for `engine: openai`."""
 
-from backends.contract import Answers, Decoder, GenerateRequest, Health, HttpRequest, Metadata
-from backends.openai import metadata, wire
+from backends.contract import Answers, Health, Metadata
+from backends.openai import metadata, parameters
 from backends.openai_adapter import OpenAiDialectAdapter
 from backends.options import NoOptions
 
@@ -13,15 +13,10 @@ class OpenAiAdapter(OpenAiDialectAdapter):
 
     kind = "openai"
     canonical = True
+    tables = parameters.TABLES
 
     def __init__(self, options: NoOptions | None = None) -> None:
         pass
-
-    def encode(self, request: GenerateRequest) -> HttpRequest:
-        return wire.encode(request)
-
-    def decoder(self, request: GenerateRequest) -> Decoder:
-        return wire.decoder(request)
 
     def read_health(self, status: int, body: bytes) -> Health:
         """Asked on the model list, for /health is not OpenAI's. While it loads, an engine may answer 503 on

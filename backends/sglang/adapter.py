@@ -6,10 +6,11 @@ from typing import Any
 import msgspec
 
 from backends.answers import get
-from backends.contract import Answers, Decoder, GenerateRequest, HttpRequest, Load, Metadata, Unsupported
+from backends.contract import Answers, Decoder, GenerateRequest, HttpRequest, Load, Metadata
+from backends.doors import ALL_DOORS, NativeDoors
 from backends.openai_adapter import OpenAiDialectAdapter, ask
 from backends.openai_dialect import OpenAiDecoder, choices_asked
-from backends.sglang import load, metadata, wire
+from backends.sglang import load, metadata, parameters, wire
 
 __all__ = ["SglangAdapter", "SglangOptions"]
 
@@ -26,21 +27,33 @@ class SglangAdapter(OpenAiDialectAdapter):
     the load, and takes a second or more."""
 
     kind = "sglang"
+    doors = NativeDoors(ALL_DOORS, wire.classify, paths={"score": "/v1/score"})
+    cancels_first = True
     metadata_paths = metadata.PATHS
     reuses_prefixes = True
     takes_priority = True
+    tables = parameters.TABLES
 
     def __init__(self, options: SglangOptions | None = None) -> None:
         self._options = options or SglangOptions()
 
-    def unsupported(self, request: GenerateRequest) -> Unsupported | None:
-        return wire.unsupported(request)
-
     def encode(self, request: GenerateRequest) -> HttpRequest:
-        return wire.encode(request, low_first=self._options.low_priority_values_first)
+        written = self.tables.of(request).write(request)
+        return wire.encode(request, written, low_first=self._options.low_priority_values_first)
 
     def decoder(self, request: GenerateRequest) -> Decoder:
         return OpenAiDecoder(choices_asked(request), wire.classify)
+
+    def cancel_request(self, request: GenerateRequest) -> HttpRequest | None:
+        """By its `rid`, as long as SGLang knows it: a closed stream is forgotten at once, and releases up to
+        0.5.19 then drop their own abort, two seconds later, and compute it to its end (sglang#35255). Of
+        several prompts or choices each gets an id that nobody else knows: those are closed only."""
+        return wire.cancel(request)
+
+    def lingers(self, request: GenerateRequest) -> float:
+        """What cannot be told by id: a stream is noticed two seconds after its close, others by polling every
+        four (python/sglang/srt/managers/tokenizer_manager.py)."""
+        return 0.0 if self.cancel_request(request) is not None else 2.0
 
     def read_metadata(self, answers: Answers) -> Metadata:
         return metadata.read_metadata(answers)

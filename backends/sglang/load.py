@@ -30,6 +30,7 @@ def read_load(status: int, body: bytes) -> Load | None:
         kv_usage=as_share(samples.mean("sglang:token_usage")),
         prefix_hit_ratio=as_share(samples.mean("sglang:cache_hit_rate")),
         requests_total=as_count(samples.sum("sglang:num_requests_total")),
+        preemptions_total=as_count(samples.sum("sglang:num_retracted_requests_total")),
     )
 
 

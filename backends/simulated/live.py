@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from backends.simulated.engine import Engine, EngineProfile, EngineStatistics, Phase, Step
-from backends.simulated.speech import Speaker, Speech, Transcript
+from backends.simulated.speech import Recital, Speaker, Speech, Transcript
 
 __all__ = ["Ending", "LiveEngine", "Output", "Piece"]
 
@@ -50,7 +50,7 @@ class _Voice:
     output: "Output"
     choice: int
     max_tokens: int
-    speech: Speech
+    speech: Speech | Recital
     transcript: Transcript
     stop_ids: frozenset[int]
     ignore_eos: bool
@@ -183,10 +183,11 @@ class LiveEngine:
         stop_ids: frozenset[int] = frozenset(),
         ignore_eos: bool = False,
         salt: object = None,
+        text: str | None = None,
     ) -> None:
-        """Queue one more answer. `choice` is its index in the response, `variant` tells several answers to
-        the same prompt apart; prompts of different `salt` share no cache. Raises CapacityError, or
-        ValueError for an empty prompt."""
+        """Queue one more answer: the speaker's own, or `text`. `choice` is its index in the response,
+        `variant` tells several answers to the same prompt apart; prompts of different `salt` share no cache.
+        Raises CapacityError, or ValueError for an empty prompt."""
         sequence = next(self._ids)
         cached = min(self.prefixes.hit(prompt, salt), len(prompt) - 1)
         self.model.submit(self._loop.time(), sequence, len(prompt), max_tokens, cached)
@@ -196,7 +197,9 @@ class LiveEngine:
             output=output,
             choice=choice,
             max_tokens=max_tokens,
-            speech=self._speaker.speak(prompt, seed=seed, choice=variant),
+            speech=self._speaker.speak(prompt, seed=seed, choice=variant)
+            if text is None
+            else Recital(self._speaker.tokenizer, text),
             transcript=Transcript(self._speaker.tokenizer, stop),
             stop_ids=stop_ids,
             ignore_eos=ignore_eos,

@@ -82,5 +82,7 @@ class ServerOptions:
     speaks differently."""
     priorities: bool = False
     """vllm: whether it was started with `--scheduling-policy priority`; else a priority is an error."""
+    tool_calling: bool = False
+    """triton-openai: started with --tool-call-parser."""
     version: str | None = None
     """What the version endpoint says, where there is one; None: the release that was read for the dialect."""

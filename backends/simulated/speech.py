@@ -29,7 +29,7 @@ from typing import Literal
 
 from backends.simulated.tokens import Detokenizer, EngineTokenizer
 
-__all__ = ["Script", "Speaker", "Speech", "Transcript", "dominant_script"]
+__all__ = ["Recital", "Script", "Speaker", "Speech", "Transcript", "dominant_script"]
 
 Script = Literal["latin", "cyrillic", "han", "code"]
 
@@ -217,6 +217,20 @@ class Speech:
         if lexicon.pauses and not paused and (second >> 20) % lexicon.pause_every == 0:
             return lexicon.pauses[first % len(lexicon.pauses)]
         return lexicon.words[first % len(lexicon.words)]
+
+
+class Recital:
+    """An answer whose words are given: what a grammar leaves."""
+
+    def __init__(self, tokenizer: EngineTokenizer, text: str) -> None:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        self._ids = iter(ids if tokenizer.eos_id is None else [*ids, tokenizer.eos_id])
+        self._last = ids[-1] if ids else 0
+        self.logprob = -0.125
+
+    def next(self, *, may_end: bool = True) -> int:
+        """The next token; a text that is at its end ends, whatever `may_end` says."""
+        return next(self._ids, self._last)
 
 
 def _continuation(tail: bytes, choice: int) -> int | None:

@@ -17,10 +17,13 @@ from backends.contract import (
     Metadata,
     RelayMode,
     SleepControl,
+    Takes,
     Unsupported,
 )
+from backends.doors import NO_DOORS
+from backends.fanning import first_part
 from backends.openai_adapter import ask, named_only
-from backends.tgi import load, messages, metadata, wire
+from backends.tgi import load, messages, metadata, parameters, wire
 
 __all__ = ["TgiAdapter", "TgiOptions"]
 
@@ -32,6 +35,8 @@ class TgiOptions(msgspec.Struct, frozen=True):
     """`native`: text in, text out; the gateway renders the chat template. `messages`: TGI's OpenAI routes,
     where TGI renders it; with tools and log probabilities, and with less exact errors."""
     max_stop_sequences: Annotated[int, msgspec.Meta(ge=0)] = 4
+    max_client_batch_size: Annotated[int, msgspec.Meta(ge=1)] = 4
+    """Prompts in one call; the native routes take one."""
 
 
 class _Token(msgspec.Struct):
@@ -49,10 +54,12 @@ class TgiAdapter:
     """Text Generation Inference. Notices a closed connection at the next token."""
 
     kind = "tgi"
+    doors = NO_DOORS
     adds_bos = True
     canonical = False
     reuses_prefixes = True  # since 3.0
     takes_priority = False
+    cancels_first = False
     load_port: int | None = None
     sleep: SleepControl | None = None
 
@@ -60,7 +67,10 @@ class TgiAdapter:
         self._options = options or TgiOptions()
         self._is_native = self._options.api == "native"
         self.applies_template = not self._is_native
+        self.takes = Takes(1 if self._is_native else self._options.max_client_batch_size, choices=1)
         self.relay: RelayMode = "translated" if self._is_native else "patched"
+        tables = parameters.native_tables if self._is_native else parameters.messages_tables
+        self.tables = tables(max_stop_sequences=self._options.max_stop_sequences)
 
     def lora_fault(self, lora: Lora) -> str | None:
         """Named in `adapter_id`, or as the model of its Messages API. An unknown name is the base model, and
@@ -68,11 +78,11 @@ class TgiAdapter:
         return named_only(lora)
 
     def unsupported(self, request: GenerateRequest) -> Unsupported | None:
-        refusal = wire.unsupported if self._is_native else messages.unsupported
-        return refusal(request, max_stop_sequences=self._options.max_stop_sequences)
+        return self.tables.of(request).unsupported(first_part(request, self.takes))
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
-        return wire.encode(request) if self._is_native else messages.encode(request)
+        encode = wire.encode if self._is_native else messages.encode
+        return encode(request, self.tables.of(request).write(request))
 
     def decoder(self, request: GenerateRequest) -> Decoder:
         if self._is_native:
@@ -88,6 +98,10 @@ class TgiAdapter:
 
     def cancel_request(self, request: GenerateRequest) -> HttpRequest | None:
         return None
+
+    def lingers(self, request: GenerateRequest) -> float:
+        """It drops a request when it has the next token for it."""
+        return 0.0
 
     def metadata_requests(self, model: str | None = None) -> Sequence[HttpRequest]:
         return [get(path) for path in metadata.PATHS]

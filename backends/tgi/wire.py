@@ -21,7 +21,6 @@ from backends.contract import (
     FinishReason,
     GenerateRequest,
     HttpRequest,
-    Unsupported,
     Usage,
 )
 from backends.decoding import (
@@ -34,12 +33,9 @@ from backends.decoding import (
     token_count,
 )
 from backends.headers import json_headers
-from backends.text_engines import VisibleText, first_refusal, plain_text
+from backends.text_engines import VisibleText, plain_text
 
-__all__ = [
-    "BASE_MODEL", "TgiDecoder", "classify", "encode", "grammar", "is_constrained", "seed", "unsupported",
-    "unsupported_values",
-]  # fmt: skip
+__all__ = ["BASE_MODEL", "TgiDecoder", "classify", "encode"]
 
 BASE_MODEL = "tgi"
 """The model name that means no LoRA adapter; any other is sent as `adapter_id`, as its Messages API does."""
@@ -47,116 +43,15 @@ BASE_MODEL = "tgi"
 # ---------------------------------------------------------------------------------------------- requests
 
 
-def unsupported(request: GenerateRequest, *, max_stop_sequences: int) -> Unsupported | None:
-    """The first field that /generate has nothing for, or a value that it would refuse."""
-    return first_refusal(request) or unsupported_values(request, max_stop_sequences=max_stop_sequences)
-
-
-def unsupported_values(request: GenerateRequest, *, max_stop_sequences: int) -> Unsupported | None:
-    """The first value that TGI would refuse, on whichever route."""
-    if len(request.stop) > max_stop_sequences:
-        return Unsupported("stop", f"This engine takes at most {max_stop_sequences} stop sequences.")
-    for name, (low, high) in _RANGES.items():
-        value = request.parameters.get(name)
-        if value is not None and not _is_within(value, low, high):
-            return Unsupported(name, f"This engine cannot take this value of {name}.")
-    for name in ("top_k", "seed"):
-        value = request.parameters.get(name)
-        if value is not None and type(value) is not int:
-            return Unsupported(name, f"This engine takes a whole number as {name}.")
-    response_format = request.parameters.get("response_format")
-    if is_constrained(response_format) and grammar(response_format) is None:
-        return Unsupported("response_format", "This engine needs a JSON schema with properties, or a regex.")
-    return None
-
-
-_RANGES = {
-    "temperature": (0.0, 1e9),
-    "top_p": (0.0, 1.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "repetition_penalty": (1e-9, 1e9),
-    "typical_p": (0.0, 1.0),
-}
-
-
-def _is_within(value: Any, low: float, high: float) -> bool:
-    return type(value) in (int, float) and low <= value <= high
-
-
-def encode(request: GenerateRequest) -> HttpRequest:
-    """`request` for /generate or /generate_stream."""
-    given: dict[str, Any] = {
-        name: value
-        for name, (low, high) in _RANGES.items()
-        if _is_within(value := request.parameters.get(name), low, high)
-    }
-    # As TGI's Messages API: sample at temperature 1 unless the client asks for 0. Without do_sample the
-    # native route would be greedy by default.
-    greedy = given.get("temperature") == 0 or given.get("top_p") == 0
-    parameters: dict[str, Any] = {"details": True, "return_full_text": False, "do_sample": not greedy}
-    if request.max_tokens is not None:
-        parameters["max_new_tokens"] = request.max_tokens
-    if not greedy:
-        if "temperature" in given:
-            parameters["temperature"] = given["temperature"]
-        for name in ("top_p", "typical_p"):
-            if name in given and 0 < given[name] < 1:  # TGI refuses 0 and 1, and 1 is off
-                parameters[name] = given[name]
-        top_k = request.parameters.get("top_k")
-        if type(top_k) is int and 0 < top_k < 2**31:  # 0 and -1 mean off elsewhere, and are refused here
-            parameters["top_k"] = top_k
-    for name in ("frequency_penalty", "repetition_penalty"):
-        if name in given:
-            parameters[name] = given[name]
-    if (unsigned := seed(request.parameters.get("seed"))) is not None:
-        parameters["seed"] = unsigned
-    if stops := [stop for stop in request.stop if stop]:
-        parameters["stop"] = stops
-    if (constraint := grammar(request.parameters.get("response_format"))) is not None:
-        parameters["grammar"] = constraint
+def encode(request: GenerateRequest, parameters: Mapping[str, Any]) -> HttpRequest:
+    """`request` for /generate or /generate_stream, with the `parameters` that the table wrote. Details are
+    asked for: without them there is no reason and no count."""
+    parameters = {"details": True, "return_full_text": False, **parameters}
     if (adapter := request.model if request.lora is None else request.lora.name) != BASE_MODEL:
         parameters["adapter_id"] = adapter
     body = {"inputs": plain_text(request), "parameters": parameters}
     path = "/generate_stream" if request.stream else "/generate"
     return HttpRequest("POST", path, json_headers(request), msgspec.json.encode(body))
-
-
-def seed(value: Any) -> int | None:
-    """OpenAI's seed as TGI's, which is unsigned: any one-to-one mapping keeps it a seed."""
-    return value & (2**64 - 1) if type(value) is int and -(2**63) <= value < 2**64 else None
-
-
-def is_constrained(response_format: Any) -> bool:
-    if response_format is None:
-        return False
-    return not (isinstance(response_format, Mapping) and response_format.get("type") == "text")
-
-
-def grammar(response_format: Any) -> dict[str, Any] | None:
-    """TGI's `grammar` for OpenAI's `response_format`; None where it has none.
-
-    TGI wants a schema with `properties` at its top, so `json_object` without a schema cannot be had.
-    """
-    if not isinstance(response_format, Mapping):
-        return None
-    value = response_format.get("value")
-    match response_format.get("type"):
-        case "json_schema":
-            wrapper = response_format.get("json_schema")
-            schema = wrapper.get("schema") if isinstance(wrapper, Mapping) else None
-            return _json_grammar(schema)
-        case "json_object" | "json":
-            return _json_grammar(value)
-        case "regex" if isinstance(value, str):
-            return {"type": "regex", "value": value}
-        case _:
-            return None
-
-
-def _json_grammar(schema: Any) -> dict[str, Any] | None:
-    if isinstance(schema, Mapping) and isinstance(schema.get("properties"), Mapping):
-        return {"type": "json", "value": schema}
-    return None
 
 
 # ------------------------------------------------------------------------------------------------ errors

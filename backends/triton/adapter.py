@@ -1,5 +1,6 @@
 """The adapter for `engine: triton`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,9 +18,12 @@ from backends.contract import (
     Metadata,
     RelayMode,
     SleepControl,
+    Takes,
     Unsupported,
 )
-from backends.triton import llmapi, load, metadata, wire
+from backends.doors import NO_DOORS
+from backends.fanning import first_part
+from backends.triton import llmapi, load, metadata, parameters, wire
 from backends.triton.sleeping import TritonSleep
 
 __all__ = ["TritonAdapter", "TritonOptions"]
@@ -46,10 +50,13 @@ class TritonAdapter:
     """Triton with TensorRT-LLM's models: text in, text out."""
 
     kind = "triton"
+    doors = NO_DOORS
     applies_template = False
     relay: RelayMode = "translated"
     canonical = False
     takes_priority = False  # its queue knows priorities, the generate routes and these models do not
+    cancels_first = False
+    takes = Takes(prompts=1, choices=1)
     sleep: SleepControl | None = TritonSleep()
 
     def __init__(self, options: TritonOptions | None = None) -> None:
@@ -57,6 +64,11 @@ class TritonAdapter:
         self._is_llmapi = self._options.vocabulary == "llmapi"
         self.reuses_prefixes = self._is_llmapi  # the classic models do with enable_kv_cache_reuse
         self.adds_bos = self._options.add_special_tokens
+        self.tables = (
+            parameters.llmapi_tables()
+            if self._is_llmapi
+            else parameters.classic_tables(guided_decoding=self._options.guided_decoding)
+        )
         self.load_port: int | None = self._options.metrics_port
 
     def lora_fault(self, lora: Lora) -> str | None:
@@ -72,14 +84,11 @@ class TritonAdapter:
         return "needs an id for this engine" if lora.id is None else None
 
     def unsupported(self, request: GenerateRequest) -> Unsupported | None:
-        if self._is_llmapi:
-            return llmapi.unsupported(request)
-        return wire.unsupported(request, guided_decoding=self._options.guided_decoding)
+        return self.tables.of(request).unsupported(first_part(request, self.takes))
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
-        if self._is_llmapi:
-            return llmapi.encode(request)
-        return wire.encode(request, guided_decoding=self._options.guided_decoding)
+        encode = llmapi.encode if self._is_llmapi else wire.encode
+        return encode(request, self.tables.of(request).write(request))
 
     def decoder(self, request: GenerateRequest) -> Decoder:
         return wire.TritonDecoder(
@@ -105,6 +114,13 @@ class TritonAdapter:
     def cancel_request(self, request: GenerateRequest) -> HttpRequest | None:
         """llmapi takes a cancel by id. The BLS model makes up its own inner ids: none reaches it."""
         return llmapi.cancel(request) if self._is_llmapi else None
+
+    def lingers(self, request: GenerateRequest) -> float:
+        """A closed connection is noticed at the next write, which for a whole answer is the end. llmapi looks
+        every 100 ms whether it was told (`cancellation_check_period_ms`)."""
+        if self._is_llmapi:
+            return 0.05
+        return 0.0 if request.stream else math.inf
 
     def metadata_requests(self, model: str | None = None) -> Sequence[HttpRequest]:
         paths = () if model is None else metadata.model_paths(model)

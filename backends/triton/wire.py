@@ -1,10 +1,7 @@
 """Triton's generate extension, with the classic TensorRT-LLM tensors, on the wire (`llmapi.py`: the others).
 
 The models are `ensemble` and `tensorrt_llm_bls` of tensorrtllm_backend. Requests are flat JSON in which each
-key is an input tensor. Triton is exact about types and vague about faults: `16.0` or null for an INT32 is a
-500, an INT32 out of range wraps, an unknown scalar is silently ignored, an unknown list is a 400
-(docs/protocol/extension_generate.md, and tried on 2.51). So tensors are cast here, and what has no tensor is
-never sent.
+key is an input tensor (docs/protocol/extension_generate.md); which, and in which type: `parameters.py`.
 
 Answers have no end marker and no finish reason. A stream is complete when its body ends cleanly after one
 event or more. The reason is derived: a stop string was found -> stop; as many output tokens as asked ->
@@ -31,10 +28,10 @@ from backends.contract import (
     FinishReason,
     GenerateRequest,
     HttpRequest,
-    Unsupported,
     Usage,
 )
 from backends.decoding import (
+    MAX_DOCUMENT_BYTES,
     AnswerDecoder,
     EngineWords,
     engine_words,
@@ -44,12 +41,11 @@ from backends.decoding import (
     token_count,
 )
 from backends.headers import json_headers
-from backends.text_engines import VisibleText, first_refusal, plain_text
-from backends.triton.tensors import INT32_MAX, fp32, int32, text_list, uint64
+from backends.text_engines import VisibleText, plain_text
 
 __all__ = [
     "DEFAULT_MAX_TOKENS", "TextMode", "TritonDecoder", "classify", "encode", "generate_request",
-    "is_constrained", "max_tokens_sent", "unsupported",
+    "max_tokens_sent",
 ]  # fmt: skip
 
 TextMode = Literal["delta", "cumulative", "auto"]
@@ -59,64 +55,21 @@ DEFAULT_MAX_TOKENS = 1024
 
 # ---------------------------------------------------------------------------------------------- requests
 
-_TENSORS = {
-    "temperature": fp32,
-    "top_p": fp32,
-    "top_k": int32,
-    "repetition_penalty": fp32,
-    "presence_penalty": fp32,
-    "frequency_penalty": fp32,
-    "length_penalty": fp32,
-    "min_tokens": int32,
-    "seed": uint64,
-    "bad_words": text_list,
-}
-"""Parameters that have a tensor of the same name and meaning."""
 
-
-def unsupported(request: GenerateRequest, *, guided_decoding: bool) -> Unsupported | None:
-    """The first field without a tensor, or with a value that does not fit its tensor."""
-    if (refusal := first_refusal(request)) is not None:
-        return refusal
-    for name, cast in _TENSORS.items():
-        value = request.parameters.get(name)
-        if value is not None and value != [] and cast(value) is None:
-            return Unsupported(name, f"This engine cannot take this value of {name}.")
-    response_format = request.parameters.get("response_format")
-    if is_constrained(response_format) and not (guided_decoding and _guide(response_format)):
-        return Unsupported("response_format", "This engine cannot constrain its output in this way.")
-    return None
-
-
-def encode(request: GenerateRequest, *, guided_decoding: bool) -> HttpRequest:
-    """`request` as tensors, for `generate` or `generate_stream`."""
+def encode(request: GenerateRequest, parameters: Mapping[str, Any]) -> HttpRequest:
+    """`request` as tensors, those that the table wrote among them, for `generate` or `generate_stream`."""
     tensors: dict[str, Any] = {
         "id": request.request_id,
         "text_input": plain_text(request),
-        "max_tokens": min(max_tokens_sent(request), INT32_MAX),
+        "max_tokens": DEFAULT_MAX_TOKENS,
         "stream": request.stream,
         "exclude_input_in_output": True,
         "return_num_input_tokens": True,
         "return_num_output_tokens": True,
+        **parameters,
     }
-    for name, cast in _TENSORS.items():
-        if (value := cast(request.parameters.get(name))) is not None:
-            tensors[name] = value
-    if tensors.get("temperature") == 0 or tensors.get("top_p") == 0:
-        # Greedy is top_k 1 in TensorRT-LLM; some versions refuse a temperature of 0.
-        tensors.pop("temperature", None)
-        tensors.pop("top_p", None)
-        tensors["top_k"] = 1
-    elif "top_p" not in tensors:
-        # OpenAI's default, told because with neither top_k nor top_p this engine is greedy, whatever the
-        # temperature (cpp/tensorrt_llm/kernels/samplingTopPKernels.cu: k == 0 and p == 0 -> k = 1).
-        tensors["top_p"] = 1.0
-    if stops := [stop for stop in request.stop if stop]:
-        tensors["stop_words"] = stops
     if request.lora is not None:
         tensors["lora_task_id"] = request.lora.id
-    if guided_decoding and (guide := _guide(request.parameters.get("response_format"))):
-        tensors.update(guide)
     return generate_request(request, tensors, stream=request.stream)
 
 
@@ -134,27 +87,6 @@ def generate_request(request: GenerateRequest, tensors: Mapping[str, Any], *, st
 def max_tokens_sent(request: GenerateRequest) -> int:
     """The bound on output tokens that goes to the engine."""
     return DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-
-
-def is_constrained(response_format: Any) -> bool:
-    if response_format is None:
-        return False
-    return not (isinstance(response_format, Mapping) and response_format.get("type") == "text")
-
-
-def _guide(response_format: Any) -> dict[str, str] | None:
-    """The guided_decoding tensors for `response_format` (tensorrtllm_backend docs/guided_decoding.md)."""
-    if not isinstance(response_format, Mapping):
-        return None
-    if response_format.get("type") == "json_object":
-        return {"guided_decoding_guide_type": "json"}
-    wrapper = response_format.get("json_schema")
-    if response_format.get("type") == "json_schema" and isinstance(wrapper, Mapping):
-        schema = wrapper.get("schema")
-        if isinstance(schema, Mapping):
-            guide = msgspec.json.encode(schema).decode()
-            return {"guided_decoding_guide_type": "json_schema", "guided_decoding_guide": guide}
-    return None
 
 
 # ------------------------------------------------------------------------------------------------ errors
@@ -310,6 +242,53 @@ def _reader(mode: TextMode) -> _Reader:
 # ----------------------------------------------------------------------------------------------- answers
 
 
+class _Tensor(msgspec.Struct):
+    """An output of the `infer` route."""
+
+    name: str
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Output(msgspec.Struct):
+    """What is read of an event or answer. Whatever else a model gives (context_logits, generation_logits,
+    cum_log_probs, ...) is passed over without being built: an object for each number would take three to
+    eight times the memory of its bytes."""
+
+    text_output: Any = msgspec.UNSET
+    num_input_tokens: Any = msgspec.UNSET
+    num_output_tokens: Any = msgspec.UNSET
+    finish_reason: Any = msgspec.UNSET
+    output_log_probs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    """Only its length is of use, where no count is told."""
+    outputs: list[_Tensor] | msgspec.UnsetType = msgspec.UNSET
+    error: Any = msgspec.UNSET
+    error_type: Any = msgspec.UNSET
+    object: Any = msgspec.UNSET
+    message: Any = msgspec.UNSET
+    code: Any = msgspec.UNSET
+    type: Any = msgspec.UNSET
+    param: Any = msgspec.UNSET
+    detail: Any = msgspec.UNSET
+
+
+_OUTPUT = msgspec.json.Decoder(_Output)
+_NUMBERS = re.compile(rb'(?<!\\)":\s*\[[-+0-9.eE,\sNaIinfty]{1024,}\]')
+"""A tensor of many numbers, NaN and Infinity among them."""
+
+
+def _read_output(data: bytes) -> Any:
+    """The wanted tensors of an answer by name, or whatever JSON it is instead. Raises ValueError."""
+    try:
+        if not data.isascii():
+            data.decode()  # msgspec does not look into what it passes over
+        output = _OUTPUT.decode(data)
+    except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
+        return lenient_json(_NUMBERS.sub(b'":null', data))
+    return {
+        name: value for name, value in msgspec.structs.asdict(output).items() if value is not msgspec.UNSET
+    }
+
+
 class TritonDecoder(AnswerDecoder):
     """Answers of `generate` and `generate_stream`.
 
@@ -317,7 +296,7 @@ class TritonDecoder(AnswerDecoder):
     """
 
     def __init__(self, *, stops: Sequence[str], max_tokens: int | None, text_mode: TextMode) -> None:
-        super().__init__(classify)
+        super().__init__(classify, max_event_bytes=MAX_DOCUMENT_BYTES)  # one may hold a tensor
         self._told_reason: FinishReason | None = None  # llmapi's, if it was asked for
         self._stops = tuple(stops)
         self._max_tokens = max_tokens
@@ -384,7 +363,7 @@ class TritonDecoder(AnswerDecoder):
     def _parse(self, data: bytes) -> dict[str, Any] | None:
         """The output tensors; None if there are none, which has been told as a failure or as the end."""
         try:
-            output = lenient_json(data)
+            output = _read_output(data)
         except ValueError:
             output = None
         if not isinstance(output, dict):
@@ -440,8 +419,17 @@ def _tensors(output: dict[str, Any]) -> dict[str, Any]:
     outputs = output.get("outputs")
     if not isinstance(outputs, list):
         return output
-    named = [tensor for tensor in outputs if isinstance(tensor, dict) and isinstance(tensor.get("name"), str)]
-    return {tensor["name"]: tensor.get("data") for tensor in named}
+    wanted = _Output.__struct_fields__
+    named = {
+        tensor.name: tensor.data if tensor.name == "output_log_probs" else msgspec.json.decode(tensor.data)
+        for tensor in outputs
+        if isinstance(tensor, _Tensor) and tensor.name in wanted
+    }
+    return named | {
+        tensor["name"]: tensor.get("data")
+        for tensor in outputs
+        if isinstance(tensor, dict) and isinstance(tensor.get("name"), str)
+    }
 
 
 class _Counts:
@@ -492,4 +480,7 @@ def _count(value: Any) -> int | None:
 
 def _logprob_entries(output: Mapping[str, Any]) -> int | None:
     entries = output.get("output_log_probs")
+    if isinstance(entries, msgspec.Raw):
+        data = bytes(entries).strip()
+        return data.count(b",") + (data != b"[]") if data.startswith(b"[") else None
     return len(entries) if isinstance(entries, list) else None

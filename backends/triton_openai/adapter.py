@@ -1,30 +1,38 @@
 """The adapter for `engine: triton-openai`."""
 
+import msgspec
+
 from backends.answers import get
-from backends.contract import Answers, Decoder, GenerateRequest, Health, HttpRequest, Metadata, Unsupported
+from backends.contract import Answers, Decoder, GenerateRequest, Health, HttpRequest, Metadata, Takes
+from backends.doors import NativeDoors
 from backends.openai_adapter import OpenAiDialectAdapter
 from backends.openai_cutting import CuttingDecoder
 from backends.openai_dialect import choices_asked
-from backends.options import NoOptions
-from backends.triton_openai import metadata, wire
+from backends.triton_openai import metadata, parameters, wire
 
-__all__ = ["TritonOpenAiAdapter"]
+__all__ = ["TritonOpenAiAdapter", "TritonOpenAiOptions"]
+
+
+class TritonOpenAiOptions(msgspec.Struct, frozen=True):
+    """How the frontend was started."""
+
+    tool_calling: bool = False
+    """Started with --tool-call-parser; without it requests with tools are refused."""
 
 
 class TritonOpenAiAdapter(OpenAiDialectAdapter):
     """Triton's OpenAI frontend."""
 
     kind = "triton-openai"
+    doors = NativeDoors(("embeddings",), wire.classify)
+    takes = Takes(prompts=1, choices=1)
     metadata_paths = metadata.PATHS
 
-    def __init__(self, options: NoOptions | None = None) -> None:
-        pass
-
-    def unsupported(self, request: GenerateRequest) -> Unsupported | None:
-        return wire.unsupported(request)
+    def __init__(self, options: TritonOpenAiOptions | None = None) -> None:
+        self.tables = parameters.tables(tool_calling=(options or TritonOpenAiOptions()).tool_calling)
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
-        return wire.encode(request)
+        return wire.encode(request, self.tables.of(request).write(request))
 
     def decoder(self, request: GenerateRequest) -> Decoder:
         return CuttingDecoder(choices_asked(request), wire.classify, request.stop)

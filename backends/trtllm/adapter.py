@@ -15,10 +15,10 @@ from backends.contract import (
     Load,
     Lora,
     Metadata,
-    Unsupported,
 )
+from backends.doors import NativeDoors
 from backends.openai_adapter import OpenAiDialectAdapter, ask
-from backends.trtllm import load, metadata, wire
+from backends.trtllm import load, metadata, parameters, wire
 
 __all__ = ["TrtllmAdapter", "TrtllmOptions"]
 
@@ -35,10 +35,12 @@ class TrtllmAdapter(OpenAiDialectAdapter):
     """`trtllm-serve`: OpenAI's shapes with a closed list of keys."""
 
     kind = "trtllm"
+    doors = NativeDoors(("responses",), wire.classify)
     canonical = False  # chunk ids change in a stream, and finish reasons may be its own words
     reuses_prefixes = True
     takes_priority = True
     metadata_paths = metadata.PATHS
+    tables = parameters.TABLES
 
     def __init__(self, options: TrtllmOptions | None = None) -> None:
         self._options = options or TrtllmOptions()
@@ -46,14 +48,15 @@ class TrtllmAdapter(OpenAiDialectAdapter):
     def lora_fault(self, lora: Lora) -> str | None:
         return wire.lora_fault(lora)
 
-    def unsupported(self, request: GenerateRequest) -> Unsupported | None:
-        return wire.unsupported(request)
-
     def encode(self, request: GenerateRequest) -> HttpRequest:
-        return wire.encode(request)
+        return wire.encode(request, self.tables.of(request).write(request))
 
     def decoder(self, request: GenerateRequest) -> Decoder:
         return wire.decoder(request)
+
+    def lingers(self, request: GenerateRequest) -> float:
+        """It looks once a second whether its client is there (tensorrt_llm/serve/openai_server.py)."""
+        return 0.5
 
     def health_request(self) -> HttpRequest:
         """/health, which unlike /health_generate does not queue behind the load."""

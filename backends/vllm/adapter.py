@@ -13,12 +13,12 @@ from backends.contract import (
     Load,
     Metadata,
     SleepControl,
-    Unsupported,
 )
+from backends.doors import ALL_DOORS, NativeDoors
 from backends.openai_adapter import OpenAiDialectAdapter, ask
 from backends.openai_dialect import OpenAiDecoder, choices_asked
 from backends.options import NoOptions
-from backends.vllm import load, metadata, wire
+from backends.vllm import load, metadata, parameters, wire
 from backends.vllm.sleeping import VllmSleep
 
 __all__ = ["VllmAdapter"]
@@ -28,19 +28,18 @@ class VllmAdapter(OpenAiDialectAdapter):
     """vLLM's OpenAI server. Notices a closed connection at once."""
 
     kind = "vllm"
+    doors = NativeDoors(ALL_DOORS, wire.classify)
     sleep: SleepControl | None = VllmSleep()
     metadata_paths = metadata.PATHS
     reuses_prefixes = True
     takes_priority = True
+    tables = parameters.TABLES
 
     def __init__(self, options: NoOptions | None = None) -> None:
         pass
 
-    def unsupported(self, request: GenerateRequest) -> Unsupported | None:
-        return wire.unsupported(request)
-
     def encode(self, request: GenerateRequest) -> HttpRequest:
-        return wire.encode(request)
+        return wire.encode(request, self.tables.of(request).write(request))
 
     def decoder(self, request: GenerateRequest) -> Decoder:
         return OpenAiDecoder(choices_asked(request), wire.classify)

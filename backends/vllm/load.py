@@ -35,4 +35,5 @@ def read_load(status: int, body: bytes) -> Load | None:
         ),
         requests_total=as_count(sum(good)) if good else None,
         failures_total=as_count(samples.sum("vllm:request_success_total", finished_reason="error")),
+        preemptions_total=as_count(samples.sum("vllm:num_preemptions_total", "vllm:num_preemptions")),
     )

@@ -10,7 +10,7 @@ from typing import Any
 from gateway.api.asgi import Receive, Scope, Send, authorization, send_json
 from gateway.api.reading import decode_body, read_call
 from gateway.api.receiving import check_media_type, read_body
-from gateway.call import Dialect
+from gateway.call import ROUTES, Dialect
 from gateway.config.snapshot import ANONYMOUS, Pool, Tenant
 from gateway.errors import BadRequest
 from gateway.planning.shares import lopsided, parts_of
@@ -126,6 +126,8 @@ class AdminHandlers:
             "engine": pool.engine,
             "relay": pool.relay,
             "upstream_stream": pool.upstream_stream,
+            "doors": sorted(pool.doors),
+            "max_generation_ms": None if pool.max_generation is None else 1e3 * pool.max_generation,
             "state": pool.state,
             "activation": None
             if (sleeper := runtime.sleepers.get(pool.name)) is None
@@ -186,8 +188,8 @@ async def explain_request(runtime: Runtime, asked: Mapping[str, Any], now: float
         raise BadRequest("'request' must hold the body of a chat or completions request.", param="request")
     default: Dialect = "completions" if "prompt" in body else "chat"
     dialect = asked.get("dialect", default)
-    if dialect not in ("chat", "completions"):
-        raise BadRequest("'dialect' is `chat` or `completions`.", param="dialect")
+    if dialect not in ROUTES:
+        raise BadRequest(f"'dialect' is one of {', '.join(ROUTES)}.", param="dialect")
     call = read_call(
         {
             name: value

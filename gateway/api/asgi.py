@@ -50,6 +50,14 @@ def authorization(scope: Scope) -> bytes | None:
     return values[0] if len(values) == 1 else None
 
 
+def key_of(scope: Scope) -> bytes | None:
+    """As `authorization`; without one, the key of Anthropic's `x-api-key` header."""
+    if (given := authorization(scope)) is not None:
+        return given
+    values = [bytes(value) for key, value in scope["headers"] if key == b"x-api-key"]
+    return b"Bearer " + values[0] if len(values) == 1 else None
+
+
 def header(scope: Scope, name: bytes) -> bytes | None:
     """The first header of that (lower-case) name."""
     for key, value in scope["headers"]:

@@ -35,6 +35,42 @@ def error_body(error: GatewayError) -> dict[str, Any]:
     }
 
 
+ANTHROPIC_PREFIX = "/v1/messages"
+"""Routes whose answers have Anthropic's shape."""
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    501: "api_error",
+    502: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def anthropic_error(error: GatewayError, request_id: str | None = None) -> dict[str, Any]:
+    """Anthropic's error envelope. Statuses stay: overload is 503 here as everywhere, not 529, which no proxy
+    on the way knows."""
+    told: dict[str, Any] = {
+        "type": _ANTHROPIC_TYPES.get(error.status, "invalid_request_error"),
+        "message": error.message,
+    }
+    if error.code is not None:
+        told["details"] = {"error_code": error.code, "param": error.param}
+    body: dict[str, Any] = {"type": "error", "error": told}
+    return body if request_id is None else {**body, "request_id": request_id}
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether answers on this path have Anthropic's shape."""
+    return path == ANTHROPIC_PREFIX or path.startswith(ANTHROPIC_PREFIX + "/")
+
+
 def error_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:
     """What SDKs obey: when to come back, or not to."""
     headers: list[tuple[bytes, bytes]] = []
@@ -102,4 +138,7 @@ class ErrorRing:
                 record.finish("failed")
             raise error
         headers = error_headers(error) + ([] if record is None else record.headers(self._clock()))
-        await send_json(scope, send, error.status, error_body(error), headers)
+        body = error_body(error)
+        if is_anthropic(scope["path"]):
+            body = anthropic_error(error, None if record is None else record.shown_id)
+        await send_json(scope, send, error.status, body, headers)

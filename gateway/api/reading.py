@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from backends.contract import GenerateRequest
-from gateway.call import Call, Dialect
+from backends.contract import GenerateRequest, NativeRequest
+from gateway.api.doors import NATIVE, OUTPUT_BOUNDS, STREAMING, read_body_of
+from gateway.call import PROMPT_FIELDS, Call, Dialect
 from gateway.config.snapshot import MediaTokens, Model, PriorityClass, Snapshot, Tenant
 from gateway.errors import BadRequest, ModelNotFound, UnsupportedByEngine
 from gateway.tokens.media import cost_of
@@ -101,6 +102,7 @@ def read_call(
     key_id: str | None,
     received: float,
     deadline: float | None = None,
+    stop_at: float | None = None,
     traceparent: str | None = None,
     degradable: bool = True,
     size: int = 0,
@@ -115,29 +117,34 @@ def read_call(
     given = {name: value for name, value in body.items() if value is not None}
     asked_model = _model_name(given)
     model = permitted_model(snapshot, tenant, asked_model)
-    for name, value in model.defaults.items():
-        given.setdefault(name, value)
+    if dialect not in NATIVE:
+        for name, value in model.defaults.items():
+            given.setdefault(name, value)
     stream = _checked(given, "stream", _boolean, default=False)
     parameters = {name: value for name, value in given.items() if name not in READ_FIELDS}
     for name, value in parameters.items():
         CHECKS[dialect].get(name, _any)(value, name)
         _check_depth(value, name)
     _check_template_arguments(parameters)
-    if "top_logprobs" in parameters and not parameters.get("logprobs"):
-        raise BadRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
-    choices = _checked(given, "n", _integers(1, MAX_CHOICES), default=1)
-    if parameters.get("best_of", choices) < choices:
-        raise BadRequest(f"'best_of' must be at least 'n', which is {choices}.", param="best_of")
-    request = GenerateRequest(
-        request_id=call_id,
-        model="",
-        stream=stream,
-        messages=_messages(given, model.media_tokens) if dialect == "chat" else None,
-        prompt=_prompt(given) if dialect == "completions" else None,
-        n=choices,
-        stop=_stops(given.get("stop")),
-        parameters=parameters,
-    )
+    as_chat = False
+    if dialect in NATIVE:
+        request, as_chat = _native_request(given, dialect, call_id, stream, model.media_tokens)
+    else:
+        if "top_logprobs" in parameters and not parameters.get("logprobs"):
+            raise BadRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+        choices = _checked(given, "n", _integers(1, MAX_CHOICES), default=1)
+        if parameters.get("best_of", choices) < choices:
+            raise BadRequest(f"'best_of' must be at least 'n', which is {choices}.", param="best_of")
+        request = GenerateRequest(
+            request_id=call_id,
+            model="",
+            stream=stream,
+            messages=_messages(given, model.media_tokens) if dialect == "chat" else None,
+            prompt=_prompt(given) if dialect == "completions" else None,
+            n=choices,
+            stop=_stops(given.get("stop")),
+            parameters=parameters,
+        )
     return Call(
         id=call_id,
         dialect=dialect,
@@ -149,9 +156,11 @@ def read_call(
         request=request,
         stream=stream,
         include_usage=_include_usage(given, stream),
-        asked_max_tokens=_asked_max_tokens(given),
+        as_chat=as_chat,
+        asked_max_tokens=_asked_max_tokens(given, dialect),
         received=received,
         deadline=deadline,
+        stop_at=stop_at,
         traceparent=traceparent,
         degradable=degradable and tenant.degrade,
         size=size,
@@ -182,10 +191,40 @@ def _model_name(given: Mapping[str, Any]) -> str:
     return name
 
 
-def _asked_max_tokens(given: Mapping[str, Any]) -> int | None:
-    """`max_completion_tokens`, or its deprecated name; the newer one wins where both are given."""
-    asked: int | None = None
-    for name in ("max_tokens", "max_completion_tokens"):
+def _native_request(
+    given: Mapping[str, Any], dialect: Dialect, call_id: str, stream: bool, media: MediaTokens
+) -> tuple[GenerateRequest, bool]:
+    """What is counted of a body that goes to its engine as it came, and whether that is only nearly so."""
+    if stream and dialect not in STREAMING:
+        raise BadRequest("There is nothing to stream here.", param="stream")
+    _check_depth(given.get("messages"), "messages")
+    reading = read_body_of(dialect, given)
+    for message in reading.messages or ():
+        for part in message["content"] if isinstance(message["content"], list) else ():
+            if part["type"] != "text" and cost_of(part, media) is None:
+                raise UnsupportedByEngine(
+                    f"Content parts of type {part['type']} are not supported: only text is.",
+                    param=PROMPT_FIELDS[dialect],
+                )
+    parameters = {name: given[name] for name in ("prompt_cache_key",) if name in given}
+    if reading.tools is not None:
+        parameters["tools"] = reading.tools
+    request = GenerateRequest(
+        request_id=call_id,
+        model="",
+        stream=stream,
+        messages=reading.messages,
+        prompt=reading.prompt,
+        parameters=parameters,
+        native=NativeRequest(door=dialect, body=b"{}"),
+    )
+    return request, reading.as_chat
+
+
+def _asked_max_tokens(given: Mapping[str, Any], dialect: Dialect) -> int | None:
+    """Of two names, the newer one wins where both are given. 0 where nothing is generated."""
+    asked: int | None = None if dialect in STREAMING else 0
+    for name in OUTPUT_BOUNDS.get(dialect, ()):
         if name in given:
             asked = _integer(given[name], name, 1, 2**31 - 1)
     return asked
@@ -426,6 +465,25 @@ COMMON_CHECKS: Mapping[str, Check] = {
 CHECKS: Mapping[Dialect, Mapping[str, Check]] = {
     "chat": {**COMMON_CHECKS, "logprobs": _boolean, "top_logprobs": _integers(0, 20)},
     "completions": {**COMMON_CHECKS, "logprobs": _integers(0, 20)},
+    # Engines check the rest: no value that is known to crash one has a way in here.
+    "embeddings": {"dimensions": _integers(1, 2**20), "user": _short_string},
+    "responses": {
+        "temperature": _numbers(0, 2),
+        "top_p": _numbers(0, 1),
+        "top_logprobs": _integers(0, 20),
+        "user": _short_string,
+        "safety_identifier": _short_string,
+        "prompt_cache_key": _short_string,
+        "metadata": _object,
+    },
+    "messages": {
+        "temperature": _numbers(0, 2),
+        "top_p": _numbers(0, 1),
+        "top_k": _integers(-1, 2**31 - 1),
+        "metadata": _object,
+    },
+    "rerank": {"top_n": _integers(0, 2**20)},
+    "score": {},
 }
 
 

@@ -45,6 +45,9 @@ def event_of(value: object) -> bytes:
 class StreamRenderer:
     """Events of one answer -> SSE bytes."""
 
+    done = DONE
+    """What is said after the last event."""
+
     def __init__(self, dialect: Dialect, call_id: str, created: int, model: str, include_usage: bool) -> None:
         self._chat = dialect == "chat"
         self._include_usage = include_usage
@@ -54,6 +57,8 @@ class StreamRenderer:
             "created": created,
             "model": model,
         }
+        self.cut_by: str | None = None
+        """What ended the answer before the engine did: told in the last chunk of each choice."""
         self._introduced: set[int] = set()
 
     def deltas(self, events: Sequence[Event]) -> bytes:
@@ -99,6 +104,8 @@ class StreamRenderer:
             "finish_reason": finish_reason,
         }
         chunk = {**self._head, "choices": [choice]}
+        if finish_reason is not None and self.cut_by is not None:
+            chunk["headgate"] = {"cut_by": self.cut_by}
         if self._include_usage:
             chunk["usage"] = None
         return event_of(chunk)

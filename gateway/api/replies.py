@@ -13,6 +13,7 @@ from backends.contract import Delta, Done, Event, Usage
 from gateway.answer import Answer
 from gateway.api.asgi import Scope, Send, send_body
 from gateway.api.errors import error_body, error_headers
+from gateway.api.passing import PassingDocument, PassingStream, stream_failure
 from gateway.api.receiving import DisconnectWatch
 from gateway.api.rendering import DONE, StreamRenderer, WholeRenderer, event_of, usage_of
 from gateway.call import Call
@@ -81,17 +82,22 @@ class StreamReply(_Reply):
 
     _owed = False
     """The status line left before it was known who answers: some headers have still to be told."""
+    _passing: PassingStream | None = None
+    """The renderer of a native answer."""
 
     def begin(self, answer: Answer) -> None:
         self._begin(answer)
-        self._renderer = StreamRenderer(
-            self._call.dialect, self._call.id, self._created, self.model_name(), self._call.include_usage
-        )
+        self._renderer = self._a_renderer()
         first = next((event for event in answer.first if isinstance(event, Delta)), None)
         # An engine may answer a request to stream with a whole document: there are no events to pass on.
-        self._raw = answer.target.pool.relay == "raw" and (first is None or first.raw is not None)
+        self._raw = (
+            answer.target.pool.relay == "raw"
+            and self._passing is None
+            and (first is None or first.raw is not None)
+        )
 
     async def write(self, events: Sequence[Event]) -> None:
+        self._renderer.cut_by = self.answer.cut_by
         chunks = self._untouched(events) if self._raw else self._renderer.deltas(events)
         ended = isinstance(events[-1], Done)
         if ended:
@@ -100,7 +106,7 @@ class StreamReply(_Reply):
                 chunks += self._renderer.ends(self.answer.ends, like=_raw_of(events))
             if cut or not self._raw:
                 chunks += self._renderer.usage(self.usage())
-            chunks += DONE
+            chunks += self._renderer.done
         self.answered = self.answered or bool(chunks)
         if self._owed:
             chunks = self._pay() + chunks
@@ -115,13 +121,28 @@ class StreamReply(_Reply):
 
     async def fail(self, error: GatewayError) -> None:
         told = self._pay(error_headers(error)) if self._owed else b""
-        await self._send_bytes(told + event_of(error_body(error)) + DONE, more=False)
+        await self._send_bytes(told + self._failure(error), more=False)
 
     def _pay(self, also: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
         """The headers that the status line had to leave without, as one comment of several lines."""
         self._owed = False
         late = (each for each in self._record.headers(self._clock()) if _late(each[0]))
         return b"".join(b": %b: %b\n" % each for each in (*late, *also)) + b"\n"
+
+    def _a_renderer(self) -> StreamRenderer | PassingStream:
+        call, name = self._call, self.model_name()
+        if call.request.native is None:
+            return StreamRenderer(call.dialect, call.id, self._created, name, call.include_usage)
+        self._passing = PassingStream(call.dialect, call.id, self._created, name)
+        return self._passing
+
+    def _failure(self, error: GatewayError) -> bytes:
+        """How a stream ends that has failed."""
+        if self._call.request.native is None:
+            return event_of(error_body(error)) + DONE
+        return stream_failure(
+            self._call.dialect, error, 0 if self._passing is None else self._passing.next_sequence()
+        )
 
     def _untouched(self, events: Sequence[Event]) -> bytes:
         """The engine's own bytes, less what this client did not ask for."""
@@ -168,7 +189,7 @@ class WholeReply(_Reply):
 
     def begin(self, answer: Answer) -> None:
         self._begin(answer)
-        self._renderer = WholeRenderer(self._call.dialect, self._call.id, self._created, self.model_name())
+        self._renderer = self._a_renderer()
 
     async def write(self, events: Sequence[Event]) -> None:
         self._renderer.add(events)
@@ -180,6 +201,11 @@ class WholeReply(_Reply):
 
     async def comment(self, text: str) -> None:
         """JSON has none."""
+
+    def _a_renderer(self) -> WholeRenderer | PassingDocument:
+        if self._call.request.native is not None:
+            return PassingDocument()
+        return WholeRenderer(self._call.dialect, self._call.id, self._created, self.model_name())
 
     async def fail(self, error: GatewayError) -> None:
         """Never needed: a whole reply has either not started or is complete."""

@@ -169,6 +169,8 @@ def _pool(
         class_slos=_class_slos(pool),
         relay=adapter.relay if pool.relay == "auto" else pool.relay,
         upstream_stream=pool.upstream_stream,
+        max_generation=None if pool.max_generation_ms is None else pool.max_generation_ms / 1000,
+        doors=adapter.doors.served if pool.doors is None else frozenset(pool.doors),
         timeouts=_timeouts(pool.timeouts, server_timeouts),
         queue=snapshot.QueueBounds(
             pool.queue.max_requests,

@@ -87,6 +87,7 @@ class _Checker:
                 adapters[name] = adapter
                 self._relay(pool, adapter)
                 self._told(pool, adapter)
+                self._doors(pool, adapter)
             if (api_key := self._upstream(pool)) is not None:
                 api_keys[name] = api_key
             if (pace := self._pace(pool)) is not None:
@@ -277,6 +278,14 @@ class _Checker:
                 at = (*path, "serves", name, "adapter")
                 self._report.error(at, f"adapter {own.adapter.name} {fault}", f"engine: {pool.engine}")
 
+    def _doors(self, read: Read[schema.Pool], adapter: EngineAdapter) -> None:
+        for index, door in enumerate(read.item.doors or ()):
+            if door not in adapter.doors.possible:
+                possible = ", ".join(sorted(adapter.doors.possible))
+                self._report.value_error(
+                    (*read.path, "doors", index), f"is not possible: {read.item.engine} serves {possible}"
+                )
+
     def _upstream(self, read: Read[schema.Pool]) -> str | None:
         upstream, path = read.item.upstream, (*read.path, "upstream")
         if upstream.ca_file is not None:
@@ -336,6 +345,9 @@ class _Checker:
         limits = pool.limits
         if limits.prompt and limits.total and limits.prompt > limits.total:
             self._report.value_error((*path, "limits", "prompt"), f"is more than the total, {limits.total}")
+        if pool.max_generation_ms is not None and pool.upstream_stream == "client":
+            message = "does not hold for answers that are not streamed, as `upstream_stream` is `client`"
+            self._report.warn((*path, "max_generation_ms"), message)
         if "models" in self._file.unreadable:
             return
         for index, name in enumerate(pool.serves):

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from backends.contract import Door
 from gateway.config.addresses import base_url, host_port
 from gateway.config.positions import Variable, resolved
 from gateway.config.snapshot import OrderName, PlacementName, Policy, QueueBounds
@@ -664,6 +665,10 @@ class Pool(Section):
     """How events reach the client. `raw`: bytes untouched, for canonical engines with equal names."""
     upstream_stream: Literal["auto", "always", "client"] = "auto"
     """Whether the engine is asked to stream when the client did not."""
+    max_generation_ms: MaybeMilliseconds = None
+    """A generation ends after so long, with what there is by then."""
+    doors: Annotated[list[Door], Field(min_length=1)] | None = None
+    """The endpoints that its engines serve, all of them. Default: those that this engine kind does."""
     timeouts: Timeouts = Timeouts()
     """Override the server's, one by one."""
     queue: Queue = Queue()

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Literal
 
-from backends.contract import EngineAdapter, Lora, RelayMode
+from backends.contract import Door, EngineAdapter, Lora, RelayMode
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -462,6 +462,10 @@ class Pool:
     """Of classes that are promised something else than the pool at large."""
     relay: RelayMode = "patched"
     upstream_stream: UpstreamStream = "auto"
+    max_generation: float | None = None
+    """Seconds after which a generation ends with what there is; None: it may take its time."""
+    doors: frozenset[Door] = frozenset(("chat", "completions"))
+    """Public endpoints that its engines serve."""
     timeouts: Timeouts = Timeouts()
     queue: QueueBounds = QueueBounds()
     policy: Policy = Policy()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.api.asgi import App, Receive, Scope, Send, header
+from gateway.api.errors import is_anthropic
 from gateway.telemetry.logs import log_request
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.records import RecordBook
@@ -44,7 +45,10 @@ class RequestLog:
         async def send_with_id(message: Any) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", record.shown_id.encode())]
+                shown = record.shown_id.encode()
+                message["headers"] = [*message["headers"], (b"x-request-id", shown)]
+                if is_anthropic(scope["path"]):
+                    message["headers"].append((b"request-id", shown))
             await send(message)
 
         try:

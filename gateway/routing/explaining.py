@@ -25,6 +25,7 @@ def explain(
     first = next((each for each in route.chain if each.usable or refused_at(route.rule, each)), None)
     refusal = refusal_of(route) if first is None else first.refusal
     return {
+        "dialect": call.dialect,
         "model": call.model.name,
         "asked_model": call.asked_model,
         "tenant": call.tenant.name,

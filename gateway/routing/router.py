@@ -10,11 +10,12 @@ from itertools import dropwhile
 import msgspec
 
 from backends.contract import Unsupported
-from gateway.call import Call, Estimate
+from gateway.call import PROMPT_FIELDS, ROUTES, Call, Estimate
 from gateway.config.snapshot import Fit, Hop, Model, Pool, Rule, Snapshot, When
 from gateway.errors import (
     BadRequest,
     ContextLengthExceeded,
+    EndpointNotServed,
     GatewayError,
     ModelNotFound,
     Unavailable,
@@ -138,7 +139,14 @@ def _refusal(
         return ModelNotFound(f"the tenant may not use {model.name}", param="model")
     if (fault := call.tenant.allow.pool_fault(pool)) is not None:
         return ModelNotFound(f"the tenant may not use pool {pool.name}: {fault}", param="model")
-    unsupported: Unsupported | None = pool.adapter.unsupported(call.request)
+    if call.dialect not in pool.doors:
+        return EndpointNotServed(f"This model is not served at {ROUTES[call.dialect]}.", param="model")
+    unsupported: Unsupported | None = None
+    if call.request.native is None:
+        unsupported = pool.adapter.unsupported(call.request)
+    elif model.name in pool.loras:  # a body that is passed on names the base model
+        message = f"LoRA adapters are reached by chat and completions, not by {ROUTES[call.dialect]}."
+        unsupported = Unsupported("model", message)
     if unsupported is not None:
         return UnsupportedByEngine(unsupported.message, param=unsupported.param)
     if fit.fits or (rule_fit == "clamp" and fit.sent is not None):
@@ -178,10 +186,10 @@ def refusal_of(route: Route) -> GatewayError:
     """What to answer when no pool of the chain is usable.
 
     The reason nearest to what the client can change: a field no engine supports, then lengths, then
-    pools that are asleep; what a tenant may not use is told as an unknown model.
+    pools that are asleep, then the endpoint; what a tenant may not use is told as an unknown model.
     """
     refusals = [target.refusal for target in route.chain if target.refusal is not None]
-    for kind in (UnsupportedByEngine, ContextLengthExceeded, BadRequest, Unavailable):
+    for kind in (UnsupportedByEngine, ContextLengthExceeded, BadRequest, Unavailable, EndpointNotServed):
         for refusal in refusals:
             if isinstance(refusal, kind):
                 return refusal
@@ -190,7 +198,7 @@ def refusal_of(route: Route) -> GatewayError:
 
 def prompt_param(call: Call) -> str:
     """The field that holds the prompt, for error messages."""
-    return "messages" if call.dialect == "chat" else "prompt"
+    return PROMPT_FIELDS[call.dialect]
 
 
 def _any_of(names: tuple[str, ...]) -> str:

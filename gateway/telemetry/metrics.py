@@ -15,6 +15,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from backends.contract import Load
 from gateway.call import Estimate, PromptCount
 from gateway.telemetry.attainment import Attainment
 from gateway.telemetry.records import RequestRecord
@@ -45,6 +46,11 @@ class Gauges(Protocol):
 
     def sleepers(self) -> Iterator[tuple[str, str, int]]:
         """(pool that may sleep, its state, requests held until it is awake)."""
+        ...
+
+    def engine_loads(self) -> Iterator[tuple[str, str, Load, float, int]]:
+        """(pool, replica, what its engine says of its load, seconds since, requests there that are not ours),
+        of those that tell."""
         ...
 
     def drained(self) -> Iterator[tuple[str, str, bool]]:
@@ -251,6 +257,12 @@ class Metrics:
         self.limit_cuts = Counter(
             "headgate_limit_cuts", "Answers that a limit cut short", ("limit",), registry=self.registry
         )
+        self.abandoned = Counter(
+            "headgate_abandoned_tokens",
+            "Tokens that engines computed for nobody, as far as seen, else estimated",
+            ("pool", "kind", "cause"),
+            registry=self.registry,
+        )
         self.limit_tokens = LimitTokens()
         self.registry.register(self.limit_tokens)
         self.first_token = Histogram(
@@ -348,6 +360,12 @@ class Metrics:
     def note_attempt(self, pool: str, outcome: str) -> None:
         """Count one send to an engine by how it ended."""
         self._attempts[pool, outcome].inc()
+
+    def note_abandoned(self, pool: str, cause: str, prompt: int, output: int) -> None:
+        """Count what a request cost an engine for nobody (`gateway/abandoning.py`)."""
+        for kind, tokens in (("prompt", prompt), ("output", output)):
+            if tokens > 0:
+                self.abandoned.labels(pool, kind, cause).inc(tokens)
 
     def note_count(self, model: str, prompt: PromptCount) -> None:
         """Count one prompt by who counted it."""
@@ -460,6 +478,7 @@ class _GaugeCollector(Collector):
             if said is not None:
                 configured.add_metric((pool, name), said)
         yield from (in_force, configured)
+        yield from _engine_loads(self._gauges.engine_loads())
         counted = CounterMetricFamily(
             "headgate_prompt_bytes", "Bytes of prompts by what counted them exactly", labels=("by",)
         )
@@ -503,6 +522,43 @@ def _sleepers(told: Iterator[tuple[str, str, int]]) -> Iterator[Metric]:
             state.add_metric((pool, each), float(each == current))
         held.add_metric((pool,), waiting)
     yield from (state, held)
+
+
+ENGINE_LOAD = (
+    ("running", GaugeMetricFamily, "headgate_engine_running_requests", "Requests that the engine computes"),
+    ("waiting", GaugeMetricFamily, "headgate_engine_waiting_requests", "Requests in the engine's own queue"),
+    ("in_flight", GaugeMetricFamily, "headgate_engine_in_flight_requests",
+     "Both together, where the engine does not tell them apart"),
+    ("kv_usage", GaugeMetricFamily, "headgate_engine_kv_usage_ratio", "Used share of its KV cache"),
+    ("prefix_hit_ratio", GaugeMetricFamily, "headgate_engine_prefix_hit_ratio",
+     "Share of prompt tokens that it found in its cache"),
+    ("requests_total", CounterMetricFamily, "headgate_engine_requests", "Requests that ended well there"),
+    ("failures_total", CounterMetricFamily, "headgate_engine_failures", "Requests that failed there"),
+    ("preemptions_total", CounterMetricFamily, "headgate_engine_preemptions",
+     "Times that it took a running request's cache away"),
+)  # fmt: skip
+"""Field of `Load`, kind of metric, name, help. One name for each figure, whatever the engine calls it."""
+
+
+def _engine_loads(loads: Iterator[tuple[str, str, Load, float, int]]) -> Iterator[Metric]:
+    """Figures that an engine does not tell have no series; none is ever zero for want of an answer."""
+    labels = ("pool", "replica")
+    families = [(field, kind(name, text, labels=labels)) for field, kind, name, text in ENGINE_LOAD]
+    ages = GaugeMetricFamily(
+        "headgate_engine_load_age_seconds", "Seconds since the engine told any of these", labels=labels
+    )
+    foreign = GaugeMetricFamily(
+        "headgate_engine_foreign_requests", "Requests there that are not this gateway's", labels=labels
+    )
+    for pool, replica, load, age, others in loads:
+        for field, family in families:
+            if (value := getattr(load, field)) is not None:
+                family.add_metric((pool, replica), value)
+        ages.add_metric((pool, replica), age)
+        foreign.add_metric((pool, replica), others)
+    yield from (family for _, family in families if family.samples)
+    if ages.samples:
+        yield from (ages, foreign)
 
 
 def _limit_store(told: tuple[bool, int, int, int] | None) -> Iterator[Metric]:

@@ -119,7 +119,7 @@ class RequestRecord:
         self.choices = 1
         self.usage_source: Literal["engine", "counted"] = "counted"
         self.cut_by: str | None = None
-        """The limit that cut the answer short."""
+        """The limit, or the time budget (`stop-after`, `max-generation`), that cut the answer short."""
         self.cut_off = False
         """The gateway ends what is left after its drain, this request too."""
         self.rate_headers: Callable[[], list[tuple[str, str]]] = list
@@ -160,6 +160,7 @@ class RequestRecord:
             (b"x-headgate-max-tokens-bound-by", self.max_tokens_by),
             (b"x-headgate-model", self.answering_model),
             (b"x-headgate-degraded", self.degraded),
+            (b"x-headgate-cut-by", self.cut_by),
         )
         headers = [(name, str(fact).encode()) for name, fact in facts if fact is not None]
         if self.rule is not None:

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from gateway.call import Call
+from gateway.call import ROUTES, Call
 
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -96,7 +96,7 @@ class SdkTracing:
     def request(self, call: Call) -> Span:
         carrier = {} if call.traceparent is None else {"traceparent": call.traceparent}
         context = TraceContextTextMapPropagator().extract(carrier)
-        path = "/v1/chat/completions" if call.dialect == "chat" else "/v1/completions"
+        path = ROUTES[call.dialect]
         span = self._tracer.start_span(
             f"POST {path}",
             context=context,

@@ -57,9 +57,10 @@ def bound_output(
     room = None
     if model.context is not None:
         room = _room(model.context, prompt, model)
-        if room < 1 and not prompt.exact and prompt.least < model.context - model.max_tokens.margin:
+        wanted = _wanted(asked)
+        if room < wanted and not prompt.exact and prompt.least < model.context - model.max_tokens.margin:
             room = None
-        elif room < 1:
+        elif room < wanted:
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {model.context} tokens{_kept(model)}, "
                 f"but the prompt has {_tokens(prompt)}. Please shorten the prompt.",
@@ -152,7 +153,7 @@ def fit_pool(bound: Bound, model: Model, limits: PoolLimits, prompt: PromptCount
         why = f"the prompt has {_tokens(prompt)}, the pool takes {limits.prompt}"
         return PoolFit(sent=None, fits=False, clamped=False, why=why)
     left = None if limits.total is None else _room(limits.total, prompt, model)
-    if left is not None and left < 1:
+    if left is not None and left < _wanted(bound.asked):
         why = f"the prompt has {_tokens(prompt)}, the pool takes {limits.total} with the output"
         why += _kept(model)
         return PoolFit(sent=None, fits=False, clamped=False, why=why)
@@ -165,6 +166,11 @@ def fit_pool(bound: Bound, model: Model, limits: PoolLimits, prompt: PromptCount
         return PoolFit(sent=sent, fits=True, clamped=bound.clamped, why="", by=by)
     sent, by = _least((bound.tokens, bound.by), (model.max_tokens.default, "default"), (left, "pool"))
     return PoolFit(sent=sent, fits=True, clamped=False, why="", by=by)
+
+
+def _wanted(asked: int | None) -> int:
+    """Output tokens that there must be room for, at least."""
+    return 0 if asked == 0 else 1
 
 
 def _room(total: int, prompt: PromptCount, model: Model) -> int:

@@ -17,6 +17,7 @@ from backends.contract import (
     Failure,
     GenerateRequest,
     HttpRequest,
+    Takes,
     Usage,
 )
 from backends.transport import AiohttpTransport
@@ -69,6 +70,8 @@ class LineAdapter:
     adds_bos = False
     relay = "translated"
     canonical = False
+    takes = Takes()
+    cancels_first = False
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
         return HttpRequest("POST", f"/{request.model}", {}, str(request.prompt).encode())
@@ -392,6 +395,49 @@ async def test_the_engine_is_told_to_stop_before_its_first_byte(transport: Aioht
         await until(lambda: len(server.requests) == 2)
         await until(lambda: not transport._dispatched)
         assert server.requests[1].target == "/stop"
+
+
+class ForgetfulAdapter(StoppableAdapter):
+    """This engine forgets with the connection what it was doing."""
+
+    cancels_first = True
+
+
+@on_client
+async def test_an_engine_that_forgets_is_told_before_its_connection_closes(
+    transport: AiohttpTransport,
+) -> None:
+    """The close waits for the answer; and where there is none, it waits no longer than for any dispatch."""
+    told: list[int] = []
+
+    async def answers(peer: Peer) -> None:
+        await peer.request()
+        told.append(server.closes_seen)
+        await peer.send(OK)
+
+    async with scripted_server(sends(STREAM + chunk(b"once\n"), then=Peer.wait_closed), answers) as server:
+        endpoint = Endpoint(f"http://127.0.0.1:{server.port}")
+        generation = await EngineClient(ForgetfulAdapter(), transport, endpoint).generate(REQUEST)
+        assert await generation.events() == [Delta(text="once")]
+        generation.cancel()
+        generation.cancel()
+        await until(lambda: server.closes_seen >= 1)
+        assert told == [0]
+        assert len(server.requests) == 2
+
+
+@on_client
+async def test_a_stop_that_cannot_be_sent_closes_at_once(transport: AiohttpTransport) -> None:
+    async with scripted_server(sends(STREAM + chunk(b"once\n"), then=Peer.wait_closed)) as server:
+        endpoint = Endpoint(f"http://127.0.0.1:{server.port}")
+        generation = await EngineClient(ForgetfulAdapter(), transport, endpoint).generate(REQUEST)
+        await generation.events()
+        closed: list[int] = []
+        await transport.aclose()
+        transport.dispatch(endpoint, HttpRequest("POST", "/stop"), lambda: closed.append(1))
+        assert closed == [1]
+        generation.cancel()
+        await until(lambda: server.closes_seen == 1)
 
 
 @on_client

@@ -87,7 +87,8 @@ def test_an_endless_event_is_a_failure(kind: str) -> None:
     """An event over the cap ends the answer before the body does."""
     sut = decoder(kind)
     sut.head(200, {})
-    events = [event for _ in range(9) for event in sut.feed(b"data: " + b"x" * 1024 * 1024)]
+    mib = 65 if kind == "triton" else 9  # whose events may hold tensors
+    events = [event for _ in range(mib) for event in sut.feed(b"data: " + b"x" * 1024 * 1024)]
     assert fold(events).error is not None
     assert sut.feed(b"more") == []
 

@@ -1,4 +1,4 @@
-"""The generic OpenAI engine: everything is forwarded."""
+"""The generic OpenAI engine: everything is forwarded but beam search, logits and programs."""
 
 import json
 
@@ -9,7 +9,7 @@ ADAPTER = OpenAiAdapter()
 
 
 def test_everything_is_forwarded() -> None:
-    """Unknown fields and nulls, too: the engine behind knows best. Our id goes into its logs."""
+    """Unknown fields, too: the engine behind knows best. A null is an absent field. Our id goes along."""
     request = GenerateRequest(
         request_id="r-1",
         model="m",
@@ -23,7 +23,6 @@ def test_everything_is_forwarded() -> None:
         "model": "m",
         "messages": [{"role": "user", "content": "hi"}],
         "top_k": -1,
-        "user": None,
         "unheard_of": {"a": [1]},
     }
     assert ADAPTER.unsupported(request) is None

@@ -48,10 +48,9 @@ def test_a_chat_body_has_what_was_asked_and_no_more() -> None:
     assert (sent.method, sent.path) == ("POST", "/v1/chat/completions")
     assert sent.headers == {"content-type": "application/json"}
     assert sent.body == b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
-    full = GenerateRequest(
-        request_id="r", model="m", stream=True, messages=messages, max_tokens=7, n=2, stop=("a", "b")
-    )
-    assert json.loads(openai_request(full, {"top_p": 0.5}).body) == {
+    full = GenerateRequest(request_id="r", model="m", stream=True, messages=messages)
+    parameters = {"top_p": 0.5, "max_tokens": 7, "n": 2, "stop": ["a", "b"]}
+    assert json.loads(openai_request(full, parameters).body) == {
         "model": "m",
         "messages": messages,
         "top_p": 0.5,

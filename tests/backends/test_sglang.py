@@ -1,6 +1,7 @@
 """SGLang: what is forwarded, refused, and read."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -18,14 +19,24 @@ def _request(**parameters: object) -> GenerateRequest:
 
 
 def test_what_is_forwarded() -> None:
-    """Our id is its `rid`; a client's is not."""
-    sent = json.loads(ADAPTER.encode(_request(top_k=3, rid="mine", priority=9, regex="a*")).body)
+    """Our id is its `rid`; a client's is refused."""
+    sent = json.loads(ADAPTER.encode(_request(top_k=0, regex="a*")).body)
     assert sent["rid"] == "r-1"
     assert sent["regex"] == "a*"
-    assert "priority" not in sent
+    assert sent["top_k"] == -1
 
 
-@pytest.mark.parametrize("field", ["lora_path", "custom_logit_processor", "bootstrap_host", "session_params"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "rid",
+        "lora_path",
+        "custom_logit_processor",
+        "bootstrap_host",
+        "session_params",
+        "return_hidden_states",
+    ],
+)
 def test_what_is_refused(field: str) -> None:
     refusal = ADAPTER.unsupported(_request(**{field: "x"}))
     assert refusal is not None
@@ -98,3 +109,21 @@ def test_token_counts_of_text_alone() -> None:
     assert ADAPTER.tokenize_request("m", messages=[]) is None
     assert ADAPTER.tokenize_request("m", text="hi") is not None
     assert ADAPTER.read_token_count(200, b'{"tokens":[1,2],"count":2,"max_model_len":-1}') == 2
+
+
+def test_it_is_told_to_stop_by_its_rid_before_its_connection_closes() -> None:
+    """Where the id is its own: of several prompts or choices SGLang makes ids that nobody else knows."""
+    adapter = SglangAdapter()
+    assert adapter.cancels_first
+
+    def told(**fields: Any) -> Any:
+        given = {"request_id": "r7", "model": "m", "stream": True, "prompt": "x", **fields}
+        return adapter.cancel_request(GenerateRequest(**given))
+
+    request = told()
+    assert (request.method, request.path) == ("POST", "/abort_request")
+    assert json.loads(request.body) == {"rid": "r7", "abort_all": False}
+    for several in ({"prompt": ["a", "b"]}, {"n": 2}):
+        assert told(**several) is None
+    assert adapter.lingers(GenerateRequest(request_id="r", model="m", stream=True, prompt="x")) == 0
+    assert adapter.lingers(GenerateRequest(request_id="r", model="m", stream=True, prompt="x", n=2)) == 2

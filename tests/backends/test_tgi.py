@@ -12,6 +12,7 @@ from backends.decoding import EngineWords
 from backends.text_engines import EVENTS_AFTER_STOP
 from backends.tgi import messages, wire
 from backends.tgi.adapter import TgiAdapter, TgiOptions
+from tests.backends.asking import served
 from tests.backends.folding import decode, decode_body, fold
 
 ADAPTER = TgiAdapter()
@@ -45,7 +46,7 @@ def test_the_smallest_body() -> None:
 
 
 def test_a_full_body() -> None:
-    """What /generate has nothing for is dropped."""
+    """What changes no answer is dropped."""
     parameters = {
         "temperature": 0.5,
         "top_p": 0.9,
@@ -53,7 +54,7 @@ def test_a_full_body() -> None:
         "top_k": 40,
         "seed": -1,
         "frequency_penalty": 1,
-        "presence_penalty": 1,
+        "presence_penalty": 0,
         "repetition_penalty": 1.1,
         "user": "x",
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}},
@@ -104,6 +105,7 @@ def test_a_top_p_of_one_is_left_out(value: float) -> None:
     [
         ({"stop": ("a", "b", "c", "d", "e")}, "stop"),
         ({"parameters": {"top_p": 1.5}}, "top_p"),
+        ({"parameters": {"presence_penalty": 1}}, "presence_penalty"),
         ({"parameters": {"frequency_penalty": 3}}, "frequency_penalty"),
         ({"parameters": {"repetition_penalty": 0}}, "repetition_penalty"),
         ({"parameters": {"seed": 1.5}}, "seed"),
@@ -135,19 +137,22 @@ def test_a_regex_is_a_grammar() -> None:
     }
 
 
+PARAMETERS = ADAPTER.tables.chat.rules.keys() - {"messages", "prompt", "max_tokens", "n", "stop"}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=4,
 )
-NAMES = st.sampled_from([*wire._RANGES, "top_k", "seed", "response_format", "user"]) | st.text(max_size=5)
+NAMES = st.sampled_from([*PARAMETERS]) | st.text(max_size=5)
 
 
 @settings(deadline=None)
 @given(parameters=st.dictionaries(NAMES, JSON), stream=st.booleans())
 def test_any_parameters_give_a_body_that_tgi_takes(parameters: dict[str, Any], stream: bool) -> None:
     """Within TGI's ranges, never with decoder_input_details."""
-    body = sent(ask(parameters, stream=stream))
+    request = served(ADAPTER, ask(parameters, stream=stream))
+    assert request is not None
+    body = sent(request)
     assert None not in body.values()
     assert "decoder_input_details" not in body
     assert body.get("temperature", 1) > 0

@@ -9,6 +9,7 @@ from backends.contract import Answer, GenerateRequest
 from backends.tgi.adapter import TgiAdapter, TgiOptions
 
 ADAPTER = TgiAdapter(TgiOptions(api="messages"))
+TOOL = {"type": "function", "function": {"name": "f"}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
 
 
@@ -33,7 +34,7 @@ def test_it_takes_messages() -> None:
 
 def test_what_would_distort_or_fail_is_not_sent() -> None:
     """presence_penalty 0 would be a repetition penalty of 2; top_p 1 and a text format a 422."""
-    neutral = {"presence_penalty": 0.5, "top_p": 1, "logit_bias": {}, "response_format": {"type": "text"}}
+    neutral = {"presence_penalty": 0, "top_p": 1, "logit_bias": {}, "response_format": {"type": "text"}}
     assert _sent(**neutral, tools=[], tool_choice="auto", user="u", metadata={}) == {}
 
 
@@ -47,6 +48,7 @@ def test_what_is_translated() -> None:
         "top_p": 0.5, "seed": 2**64 - 1, "response_format": {"type": "json", "value": SCHEMA},
     }  # fmt: skip
     assert _sent(top_p=0, temperature=0.7) == {"temperature": 0}
+    assert _sent(repetition_penalty=1.1) == {"presence_penalty": -0.9}, "what it adds 2 to"
 
 
 def test_stop_is_a_list() -> None:
@@ -57,12 +59,12 @@ def test_stop_is_a_list() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"n": 2}, "n"),
         ({"logit_bias": {"1": 1}}, "logit_bias"),
         ({"top_logprobs": 6}, "top_logprobs"),
         ({"stop": ("a", "b", "c", "d", "e")}, "stop"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"tools": [{}], "response_format": {"type": "regex", "value": "a"}}, "response_format"),
+        ({"tools": [TOOL], "response_format": {"type": "regex", "value": "a"}}, "response_format"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"frequency_penalty": 3}, "frequency_penalty"),
         ({"best_of": 2}, "best_of"),
     ],
@@ -74,14 +76,18 @@ def test_what_is_refused(fields: dict[str, Any], param: str) -> None:
 
 
 def test_completions_have_no_chat_fields() -> None:
+    """And a repetition penalty of their own, under its name."""
+    given = {"tools": [], "repetition_penalty": 1.1}
     request = GenerateRequest(
-        request_id="r",
-        model="lora-1",
-        stream=False,
-        prompt="hi",
-        parameters={"top_logprobs": 2, "tools": [{}]},
+        request_id="r", model="lora-1", stream=False, prompt="hi", parameters={**given, "tools": [TOOL]}
     )
-    assert json.loads(ADAPTER.encode(request).body) == {"model": "lora-1", "prompt": "hi"}
+    refusal = ADAPTER.unsupported(request)
+    assert refusal is not None
+    assert refusal.param == "tools"
+    request = GenerateRequest(request_id="r", model="lora-1", stream=False, prompt="hi", parameters=given)
+    assert json.loads(ADAPTER.encode(request).body) == {
+        "model": "lora-1", "prompt": "hi", "repetition_penalty": 1.1,
+    }  # fmt: skip
 
 
 def test_limits_are_told_by_info() -> None:

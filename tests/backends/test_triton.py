@@ -12,6 +12,7 @@ from backends.decoding import EngineWords
 from backends.text_engines import EVENTS_AFTER_STOP
 from backends.triton import wire
 from backends.triton.adapter import TritonAdapter, TritonOptions
+from tests.backends.asking import served
 from tests.backends.folding import Result, decode_body, fold
 
 ADAPTER = TritonAdapter()
@@ -50,7 +51,7 @@ def test_the_smallest_body() -> None:
 
 
 def test_a_full_body_is_cast_to_the_tensors_types() -> None:
-    """What has no tensor is dropped, whatever it is."""
+    """What changes no answer is dropped."""
     parameters = {
         "temperature": 1,
         "top_p": 0.5,
@@ -63,6 +64,8 @@ def test_a_full_body_is_cast_to_the_tensors_types() -> None:
         "user": "someone",
         "metadata": {"a": 1},
         "min_p": None,
+        "length_penalty": 1.0,
+        "min_tokens": 99,
     }
     sent = ADAPTER.encode(ask(parameters, stream=True, rendered="<user>hi", stop=("END", ""), model="a/b c"))
     assert sent.path == "/v2/models/a%2Fb%20c/generate_stream"
@@ -82,6 +85,7 @@ def test_a_full_body_is_cast_to_the_tensors_types() -> None:
         "frequency_penalty": 0,
         "seed": 2**64 - 1,
         "bad_words": ["no"],
+        "min_tokens": 8,
         "stop_words": ["END"],
     }
 
@@ -104,7 +108,9 @@ def test_max_tokens_is_always_sent_and_in_range() -> None:
 @pytest.mark.parametrize(
     ("parameters", "param"),
     [
-        ({"top_k": -1}, "top_k"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"ignore_eos": True}, "ignore_eos"),
         ({"top_k": True}, "top_k"),
         ({"top_k": 2**31}, "top_k"),
         ({"seed": 2**64}, "seed"),
@@ -131,17 +137,18 @@ def test_guided_decoding_where_the_models_have_it() -> None:
     assert json.loads(sent["guided_decoding_guide"]) == SCHEMA
     anything = {"response_format": {"type": "json_object"}}
     assert tensors(ask(anything), GUIDED)["guided_decoding_guide_type"] == "json"
-    assert "guided_decoding_guide_type" not in tensors(ask(anything))
+    assert ADAPTER.unsupported(ask(anything)) is not None
     refusal = GUIDED.unsupported(ask({"response_format": {"type": "grammar"}}))
     assert refusal is not None
 
 
+PARAMETERS = ADAPTER.tables.chat.rules.keys() - {"messages", "prompt", "max_tokens", "n", "stop"}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=4,
 )
-NAMES = st.sampled_from([*wire._TENSORS, "response_format", "user", "stop", "logprobs"]) | st.text(max_size=5)
+NAMES = st.sampled_from([*PARAMETERS]) | st.text(max_size=5)
 TYPES = {
     "id": str,
     "text_input": str,
@@ -164,7 +171,6 @@ FP32 = {
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
-    "length_penalty",
 }
 
 
@@ -176,7 +182,9 @@ def test_any_parameters_give_tensors_of_the_right_types(
     """No null, no object, no list but of texts, no unknown key: each of them is a 400 or a 500."""
     request = ask(parameters, stop=stop)
     for adapter in (ADAPTER, GUIDED):
-        for name, value in tensors(request, adapter).items():
+        passed = served(adapter, request)
+        assert passed is not None
+        for name, value in tensors(passed, adapter).items():
             if name in FP32:
                 assert type(value) in (int, float)
                 continue

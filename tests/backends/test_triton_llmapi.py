@@ -25,7 +25,7 @@ def _stream(*events: dict[str, Any]) -> bytes:
 
 def test_the_tensors() -> None:
     """No classic name among them: an unknown one is ignored in silence."""
-    sent = ADAPTER.encode(_request(("x",), temperature=0.5, seed=-1, min_p=0.1))
+    sent = ADAPTER.encode(_request(("x",), temperature=0.5, seed=-1, min_p=0))
     assert sent.path == "/v2/models/tensorrt_llm/generate_stream"
     assert json.loads(sent.body) == {
         "id": "r-1",
@@ -54,6 +54,7 @@ def test_greedy() -> None:
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"temperature": "hot"}, "temperature"),
         ({"logprobs": True}, "logprobs"),
+        ({"min_p": 0.1}, "min_p"),
     ],
 )
 def test_what_is_refused(parameters: dict[str, Any], param: str) -> None:

@@ -11,20 +11,14 @@ from backends.contract import ErrorKind, GenerateRequest
 from backends.decoding import EngineWords
 from backends.trtllm import wire
 from backends.trtllm.adapter import TrtllmAdapter
+from tests.backends.asking import served
 
 ADAPTER = TrtllmAdapter()
+TOOL = {"type": "function", "function": {"name": "f"}}
 MESSAGES = [{"role": "user", "content": "hi"}]
 JSON_VALUES = st.none() | st.booleans() | st.integers(-3, 3) | st.floats(0, 2) | st.text(max_size=3)
-NAMES = st.sampled_from(
-    [
-        *wire.CHAT_PARAMETERS,
-        *wire.COMPLETIONS_PARAMETERS,
-        "metadata",
-        "store",
-        "service_tier",
-        "parallel_tool_calls",
-    ]
-) | st.text(max_size=5)
+PARAMETERS = ADAPTER.tables.chat.rules.keys() - {"messages", "prompt", "max_tokens", "n", "stop"}
+NAMES = st.sampled_from([*PARAMETERS]) | st.text(max_size=5)
 
 
 def chat(**parameters: Any) -> GenerateRequest:
@@ -41,9 +35,7 @@ def completion(**parameters: Any) -> GenerateRequest:
 
 def test_a_chat_body() -> None:
     """What the engine knows passes, what it would refuse does not."""
-    request = chat(
-        temperature=0, top_k=5, seed=None, metadata={"a": "b"}, parallel_tool_calls=True, priority=1
-    )
+    request = chat(temperature=0, top_k=5, seed=None, metadata={"a": "b"}, parallel_tool_calls=True)
     assert json.loads(ADAPTER.encode(request).body) == {
         "model": "m",
         "messages": MESSAGES,
@@ -57,7 +49,10 @@ def test_a_chat_body() -> None:
 
 def test_a_completions_body_has_no_chat_keys() -> None:
     """tools would be a 400 there."""
-    sent = ADAPTER.encode(completion(tools=[{}], logprobs=2, min_p=0.1))
+    refusal = ADAPTER.unsupported(completion(tools=[TOOL]))
+    assert refusal is not None
+    assert refusal.param == "tools"
+    sent = ADAPTER.encode(completion(tools=[], logprobs=2, min_p=0.1))
     assert sent.path == "/v1/completions"
     assert json.loads(sent.body) == {
         "model": "m",
@@ -72,10 +67,10 @@ def test_a_completions_body_has_no_chat_keys() -> None:
 @given(parameters=st.dictionaries(NAMES, JSON_VALUES), is_chat=st.booleans())
 def test_any_parameters_give_a_body_of_known_keys(parameters: dict[str, Any], is_chat: bool) -> None:
     """An unknown key, a null or a second name for max_tokens would refuse the whole request."""
-    body = json.loads(ADAPTER.encode((chat if is_chat else completion)(**parameters)).body)
-    allowed = wire.CHAT_PARAMETERS if is_chat else wire.COMPLETIONS_PARAMETERS
-    own = {"model", "messages", "prompt", "max_tokens", "n", "stop", "stream", "stream_options"}
-    assert body.keys() <= allowed | own
+    request = served(ADAPTER, (chat if is_chat else completion)(**parameters))
+    assert request is not None
+    body = json.loads(ADAPTER.encode(request).body)
+    assert body.keys() <= {*ADAPTER.tables.of(request).rules, "model", "stream", "stream_options"}
     assert "max_completion_tokens" not in body
     assert None not in body.values()
 
@@ -83,11 +78,15 @@ def test_any_parameters_give_a_body_of_known_keys(parameters: dict[str, Any], is
 @pytest.mark.parametrize(
     ("parameters", "param"),
     [
-        ({"top_k": -1}, "top_k"),
+        ({"top_k": -2}, "top_k"),
+        ({"temprature": 1}, "temprature"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"prompt_token_ids": [1]}, "prompt_token_ids"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
         ({"suffix": "x"}, "suffix"),
         ({"lora_request": {"lora_path": "/etc"}}, "lora_request"),
         ({"chat_template": "{{ x }}"}, "chat_template"),
-        ({"disaggregated_params": {}}, "disaggregated_params"),
+        ({"disaggregated_params": {"a": 1}}, "disaggregated_params"),
     ],
 )
 def test_what_the_engine_must_not_get_is_refused(parameters: dict[str, Any], param: str) -> None:
@@ -100,7 +99,7 @@ def test_what_the_engine_must_not_get_is_refused(parameters: dict[str, Any], par
 def test_good_openai_is_supported() -> None:
     """n, tools, token ids: the engine knows them all."""
     assert (
-        ADAPTER.unsupported(chat(top_k=0, tools=[{}], logprobs=True, logit_bias={"1": 2}, suffix=None))
+        ADAPTER.unsupported(chat(top_k=-1, tools=[TOOL], logprobs=True, logit_bias={"1": 2}, suffix=None))
         is None
     )
 

@@ -30,16 +30,19 @@ def _request(**parameters: object) -> GenerateRequest:
 
 
 def test_what_is_forwarded() -> None:
-    """All but what is not for clients; our id goes into its logs."""
-    sent = ADAPTER.encode(_request(top_k=3, priority=1, request_id="mine", min_p=0.1))
+    """What the table does not know may be new in vLLM; our id goes into its logs."""
+    sent = ADAPTER.encode(_request(top_k=3, user="mine", min_p=0.1, brand_new=[1]))
     assert sent.headers["x-request-id"] == "r-1"
     assert json.loads(sent.body) == {
         "model": "m", "messages": [], "max_tokens": 5, "top_k": 3, "min_p": 0.1, "stream": True,
+        "brand_new": [1],
         "stream_options": {"include_usage": True},
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("field", ["guided_json", "guided_regex", "chat_template", "kv_transfer_params"])
+@pytest.mark.parametrize(
+    "field", ["guided_regex", "guided_choice", "chat_template", "kv_transfer_params", "request_id"]
+)
 def test_what_is_refused(field: str) -> None:
     """A constraint that would be ignored in silence is worse than a refusal."""
     refusal = ADAPTER.unsupported(_request(**{field: "x"}))

@@ -11,7 +11,17 @@ from tests.conftest import REPO
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "name",
-    ["http_clients", "cancellation", "gateway_cost", "counting", "admission", "scheduling", "prefixes"],
+    [
+        "http_clients",
+        "cancellation",
+        "cancellation_matrix",
+        "gateway_cost",
+        "counting",
+        "admission",
+        "scheduling",
+        "prefixes",
+        "tensors",
+    ],
 )
 def test_benchmark_runs(name: str) -> None:
     done = subprocess.run(

@@ -92,6 +92,16 @@ async def test_sweep_of_an_answer(kind: str, stream: bool, when: When, tmp_path:
 
 
 @pytest.mark.parametrize("when", ["waiting", "as it ends", "twice"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_sweep_of_an_answer_in_parts(stream: bool, when: When, tmp_path: Path) -> None:
+    """Three calls to the engine, each with a task of its own."""
+    limits = [{"concurrent": 1}, {"tokens_in_flight": 1000}]
+    async with world(tmp_path, {"pool": {"kind": "tgi", "speed": 100.0}}, limits=limits) as here:
+        points = await sweep(here, {**body(stream), "n": 3}, when)
+        assert points >= 4
+
+
+@pytest.mark.parametrize("when", ["waiting", "as it ends", "twice"])
 async def test_sweep_of_a_fail_over(when: When, tmp_path: Path) -> None:
     """The first pool dies before its answer, the second answers."""
     engines = {

@@ -23,6 +23,19 @@ MATRIX: dict[tuple[str, str, str], dict[str | None, int]] = {
     ("data", "GET", "/v1/models/{model:path}"): {ANYONE: 401, TENANT: 200, ADMIN: 403, WRONG: 401},
     ("data", "POST", "/v1/chat/completions"): {ANYONE: 401, TENANT: 200, ADMIN: 403, WRONG: 401},
     ("data", "POST", "/v1/completions"): {ANYONE: 401, TENANT: 200, ADMIN: 403, WRONG: 401},
+    ("data", "POST", "/v1/responses"): {ANYONE: 401, TENANT: 200, ADMIN: 403, WRONG: 401},
+    ("data", "GET", "/v1/responses/{id:path}"): {ANYONE: 401, TENANT: 501, ADMIN: 403, WRONG: 401},
+    ("data", "POST", "/v1/responses/{id:path}"): {ANYONE: 401, TENANT: 501, ADMIN: 403, WRONG: 401},
+    ("data", "DELETE", "/v1/responses/{id:path}"): {ANYONE: 401, TENANT: 501, ADMIN: 403, WRONG: 401},
+    # The engine here (trtllm) serves none of these.
+    ("data", "POST", "/v1/embeddings"): {ANYONE: 401, TENANT: 404, ADMIN: 403, WRONG: 401},
+    ("data", "POST", "/v1/messages"): {ANYONE: 401, TENANT: 404, ADMIN: 403, WRONG: 401},
+    ("data", "POST", "/v1/messages/count_tokens"): {ANYONE: 401, TENANT: 404, ADMIN: 403, WRONG: 401},
+    ("data", "POST", "/rerank"): {ANYONE: 401, TENANT: 404, ADMIN: 403, WRONG: 401},
+    ("data", "POST", "/v1/rerank"): {ANYONE: 401, TENANT: 404, ADMIN: 403, WRONG: 401},
+    ("data", "POST", "/v2/rerank"): {ANYONE: 401, TENANT: 404, ADMIN: 403, WRONG: 401},
+    ("data", "POST", "/score"): {ANYONE: 401, TENANT: 404, ADMIN: 403, WRONG: 401},
+    ("data", "POST", "/v1/score"): {ANYONE: 401, TENANT: 404, ADMIN: 403, WRONG: 401},
     ("data", "POST", "/tokenize"): {ANYONE: 401, TENANT: 200, ADMIN: 403, WRONG: 401},
     ("admin", "GET", "/livez"): {ANYONE: 200, TENANT: 200, ADMIN: 200, WRONG: 200},
     ("admin", "GET", "/readyz"): {ANYONE: 200, TENANT: 200, ADMIN: 200, WRONG: 200},
@@ -55,6 +68,12 @@ BODIES: dict[str, Any] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": {"model": "m", "prompt": "Hi", "max_tokens": 2},
     "/tokenize": {"model": "m", "prompt": "Hi"},
+    "/v1/responses": {"model": "m", "input": "Hi", "max_output_tokens": 2},
+    "/v1/embeddings": {"model": "m", "input": "Hi"},
+    "/v1/messages": CHAT,
+    "/v1/messages/count_tokens": CHAT,
+    **{f"{prefix}/rerank": {"model": "m", "query": "a", "documents": ["b"]} for prefix in ("", "/v1", "/v2")},
+    **{f"{prefix}/score": {"model": "m", "text_1": "a", "text_2": "b"} for prefix in ("", "/v1")},
     "/admin/routes/explain": {"tenant": "tenant", "request": CHAT},
     "/admin/keys": {"tenant": "tenant"},
 }
@@ -86,13 +105,17 @@ async def test_every_route_has_its_row_and_obeys_it(tmp_path: Path) -> None:
                 async with client:
                     # The keys of the other tenant: nobody here uses them.
                     where = path.replace("{model:path}", "m").replace("{name}", "pool")
+                    where = where.replace("{id:path}", "resp_1")
                     where = where.replace("{id}", "other-1" if "/keys/" in path else "pool-1")
                     answer = await client.request(
                         method, where, json=BODIES.get(path) if method == "POST" else None
                     )
                 assert answer.status_code == status, (listener, method, path, key, answer.text)
                 if status >= 400:
-                    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+                    shape = {"message", "type", "param", "code"}
+                    if path.startswith("/v1/messages"):
+                        shape = {"message", "type", "details"}
+                    assert set(answer.json()["error"]) == shape
 
 
 async def test_the_same_401_for_every_bad_key(tmp_path: Path) -> None:

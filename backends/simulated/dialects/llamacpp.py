@@ -14,7 +14,9 @@ from typing import Any
 from aiohttp import web
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
+from backends.simulated.constrained import instance_of
 from backends.simulated.dialects.common import Exchange, json_response, sse
+from backends.simulated.dialects.native import NativeRoutes
 from backends.simulated.dialects.openai import OpenAIDialect
 from backends.simulated.dialects.openai_requests import Ask, CompletionRequest, ConversationRequest, Refused
 from backends.simulated.dialects.openai_shapes import Choice
@@ -33,14 +35,34 @@ class _Lora(BaseModel):
     scale: float
 
 
-class _Chat(ConversationRequest):
+class _Sampling(BaseModel):
+    """Of its own names (server-schema.cpp). What is out of a soft range is moved into it."""
+
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | list[Any] | None = None
+    seed: int | None = Field(None, ge=-1, lt=2**32)
+    grammar: str | None = None
+    json_schema: dict[str, Any] | None = None
     lora: list[_Lora] = Field(default_factory=list)
     max_tokens: int | None = Field(None, ge=-1, validation_alias=_MAX_TOKENS)
 
 
-class _Completion(CompletionRequest):
-    lora: list[_Lora] = Field(default_factory=list)
-    max_tokens: int | None = Field(None, ge=-1, validation_alias=_MAX_TOKENS)
+class _Chat(_Sampling, ConversationRequest):
+    top_logprobs: int | None = None
+    parallel_tool_calls: bool | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class _Completion(_Sampling, CompletionRequest):
+    best_of: Any = None
+    suffix: Any = None
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -50,6 +72,7 @@ class LlamacppDialect(OpenAIDialect):
     """`llama-server`."""
 
     kind = "llamacpp"
+    doors = ("embeddings", "responses", "messages", "rerank")
     notices = "next_token"
     version = _BUILD
     owned_by = "llamacpp"
@@ -81,6 +104,7 @@ class LlamacppDialect(OpenAIDialect):
             ("POST", "/apply-template", self.apply_template),
             ("POST", "/v1/chat/completions/input_tokens", self.input_tokens),
         ]
+        routes += [(each.method, each.path, each.handler) for each in NativeRoutes(self, self.doors).routes()]
         return [web.RouteDef(method, path, self.once_loaded(handler), {}) for method, path, handler in routes]
 
     def once_loaded(self, handler: Handler) -> Handler:
@@ -152,6 +176,31 @@ class LlamacppDialect(OpenAIDialect):
 
     def told_model(self, body: Any) -> str:
         return self.options.model
+
+    def read_chat(self, body: Any) -> Ask:
+        if body.logprobs and body.tools and body.stream:
+            raise self.refuse_request("logprobs is not supported with tools + stream")
+        if body.top_logprobs is not None and not body.logprobs:
+            raise self.refuse_request("top_logprobs requires logprobs to be set to true")
+        if body.grammar and body.tools and body.tool_choice != "none":
+            raise self.refuse_request("Cannot use custom grammar constraints with tools.")
+        return super().read_chat(body)
+
+    def read_completion(self, body: Any) -> Ask:
+        if body.echo:
+            raise self.refuse_request("Only no echo is supported")
+        for name in ("best_of", "suffix"):
+            if getattr(body, name) is not None:
+                raise self.refuse_request(f"Unsupported param: {name}")
+        return super().read_completion(body)
+
+    def constraint(self, body: Any) -> str | None:
+        if body.grammar and body.json_schema is not None:
+            raise self.refuse_request("Cannot use both json_schema and grammar")
+        if body.json_schema is not None:
+            return instance_of(body.json_schema)
+        # Its completions route copies a response_format, and nothing reads it.
+        return super().constraint(body) if hasattr(body, "messages") else None
 
     def read_common(self, ask: Ask, body: Any) -> None:
         super().read_common(ask, body)

@@ -14,7 +14,9 @@ from typing import Any
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
+from backends.simulated.constrained import called, instance_of
 from backends.simulated.dialects.common import EngineFailed, Exchange, json_response, sse, voice_of
+from backends.simulated.dialects.native import NativeRoutes
 from backends.simulated.dialects.openai_requests import Ask, ChatRequest, CompletionRequest, Refused
 from backends.simulated.dialects.openai_shapes import Choice, OpenAIShapes
 from backends.simulated.live import Ending, Piece
@@ -28,6 +30,24 @@ EVENT_STREAM = "text/event-stream; charset=utf-8"
 _FINISH_REASONS: dict[Ending, str] = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
+def _calling(choice: dict[str, Any], name: str, *, first: bool) -> dict[str, Any]:
+    """A choice of a chat, or a piece of one, whose text is the arguments of a call of `name`."""
+    key = "delta" if "delta" in choice else "message"
+    spoken = dict(choice[key])
+    arguments = spoken.pop("content", None) or ""
+    function: dict[str, Any] = {"arguments": arguments}
+    call: dict[str, Any] = {"index": 0, "function": function}
+    if first:
+        call = {"index": 0, "id": f"call_{uuid.uuid4().hex[:8]}", "type": "function", "function": function}
+        function["name"] = name
+    if first or arguments:
+        spoken |= {"content": None, "tool_calls": [call]}
+    told = {**choice, key: spoken}
+    if told.get("finish_reason") == "stop":
+        told["finish_reason"] = "tool_calls"
+    return told
+
+
 class OpenAIDialect(OpenAIShapes):
     """A server that does what OpenAI's does."""
 
@@ -37,6 +57,8 @@ class OpenAIDialect(OpenAIShapes):
     """Whether the status line of a stream waits for the first token."""
     opens_at_once = False
     """Whether the events that open chats go out with the head, not with the first token."""
+    doors: tuple[str, ...] = ("embeddings", "responses")
+    """Served beside chat and completions."""
     chat_request: type[BaseModel] = ChatRequest
     completion_request: type[BaseModel] = CompletionRequest
 
@@ -46,6 +68,7 @@ class OpenAIDialect(OpenAIShapes):
             web.post("/v1/completions", self.host.inference(self.completions)),
             web.get("/v1/models", self.models),
             web.get("/health", self.health),
+            *NativeRoutes(self, self.doors).routes(),
         ]
 
     # ------------------------------------------------------------------------------ what it refuses
@@ -132,7 +155,44 @@ class OpenAIDialect(OpenAIShapes):
         except TemplateError as error:
             raise self.refuse_request(str(error)) from error
         ask.prompts = [self.tokenizer.encode(text, add_special_tokens=False)]
+        self.check_tools(body)
+        if body.tools and (call := called(body.tools, body.tool_choice, body.messages)) is not None:
+            ask.calls, ask.answer = call
         return ask
+
+    def check_tools(self, body: Any) -> None:
+        """Raises Refused for tools without a name, and for a choice among none."""
+        functions = [tool.get("function") for tool in body.tools or ()]
+        names = [each.get("name") if isinstance(each, dict) else None for each in functions]
+        if not all(isinstance(name, str) and name for name in names):
+            raise self.refuse_request("tools: each needs a function with a name")
+        choice = body.tool_choice
+        if isinstance(choice, dict):
+            choice = (choice.get("function") or {}).get("name", "")
+            if choice not in names:
+                raise self.refuse_request(f"Tool {choice!r} has not been passed in `tools`.")
+        elif choice not in (None, "none", "auto", "required"):
+            raise self.refuse_request(f"tool_choice: {choice!r} is not valid")
+        elif choice == "required" and not names:
+            raise self.refuse_request("When using `tool_choice`, `tools` must be set.")
+
+    formats: frozenset[str] = frozenset({"text", "json_object", "json_schema"})
+    """The types of `response_format`."""
+
+    def constraint(self, body: Any) -> str | None:
+        """All that the answer may say. Raises Refused."""
+        given = getattr(body, "response_format", None)
+        if given is None:
+            return None
+        kind = given.get("type")
+        if kind not in self.formats:
+            raise self.refuse_request(f"response_format type must be one of {sorted(self.formats)}")
+        if kind == "json_schema":
+            wrapper = given.get("json_schema")
+            if not isinstance(wrapper, dict) or not isinstance(wrapper.get("schema"), dict):
+                raise self.refuse_request("response_format: json_schema needs a schema")
+            return instance_of(wrapper["schema"])
+        return '{"answer": "water"}' if kind == "json_object" else None
 
     def read_completion(self, body: Any) -> Ask:
         ask = Ask(id=f"cmpl-{uuid.uuid4().hex}", chat=False, model=self.told_model(body), prompts=[])
@@ -167,10 +227,12 @@ class OpenAIDialect(OpenAIShapes):
         ask.keep_stop = body.include_stop_str_in_output
         ask.seed = body.seed
         ask.ignore_eos = body.ignore_eos
-        ask.cache_salt = getattr(body, "cache_salt", None)
+        salt: list[str] | str | None = getattr(body, "cache_salt", None)
+        ask.cache_salt = tuple(salt) if isinstance(salt, list) else salt
         ask.adapter = self.adapter_of(body)
         ask.simulated_tokens = getattr(body, "simulated_tokens", None)
         ask.n = body.n or 1
+        ask.answer = self.constraint(body)
         ask.stream = bool(body.stream)
         if hasattr(body, "max_tokens"):
             ask.max_tokens = body.max_tokens
@@ -222,6 +284,7 @@ class OpenAIDialect(OpenAIShapes):
                     stop=ask.stop,
                     stop_ids=ask.stop_ids,
                     ignore_eos=ask.ignore_eos or ask.simulated_tokens is not None,
+                    text=ask.answer,
                 )
         ask.cached = exchange.output.cached
         exchange.submitted = True
@@ -250,10 +313,14 @@ class OpenAIDialect(OpenAIShapes):
             return json_response(body, status=status)
         if exchange.cancelled:
             return await self.end_cancelled(exchange, ask, choices)
-        return json_response(self.whole(ask, choices), headers=self.answer_headers(exchange))
+        body = self.whole(ask, choices)
+        if ask.calls is not None:
+            body["choices"] = [_calling(choice, ask.calls, first=True) for choice in body["choices"]]
+        return json_response(body, headers=self.answer_headers(exchange))
 
     async def stream(self, exchange: Exchange, ask: Ask, choices: list[Choice]) -> web.StreamResponse:
         opened: set[int] = set()
+        calling: set[int] = set()
         if not self.head_waits:
             await exchange.open(EVENT_STREAM)
         if self.opens_at_once and ask.chat:
@@ -276,6 +343,12 @@ class OpenAIDialect(OpenAIShapes):
                     for body in self.chunks(ask, piece.choice, choice):
                         if ask.continuous_usage:
                             body["usage"] = self.usage(ask, choices)
+                        if ask.calls is not None:
+                            first = piece.choice not in calling
+                            calling.add(piece.choice)
+                            body["choices"] = [
+                                _calling(each, ask.calls, first=first) for each in body["choices"]
+                            ]
                         await exchange.send(sse(body))
                     choice.sent()
         except EngineFailed:

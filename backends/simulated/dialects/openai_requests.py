@@ -43,7 +43,7 @@ class Ask:
     simulated_tokens: int | None = None
     adapter: str | None = None
     """The LoRA adapter that it asks for."""
-    cache_salt: str | None = None
+    cache_salt: tuple[str, ...] | str | None = None
     cached: int = 0
     """Prompt tokens that were cached."""
     stream: bool = False
@@ -51,6 +51,10 @@ class Ask:
     continuous_usage: bool = False
     logprobs: bool = False
     echo: bool = False
+    answer: str | None = None
+    """All that a constraint lets the model say."""
+    calls: str | None = None
+    """The function that it calls; `answer` is the arguments."""
 
 
 class StreamOptions(BaseModel):
@@ -71,7 +75,8 @@ class CommonRequest(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
-    cache_salt: str | None = None
+    response_format: dict[str, Any] | None = None
+    cache_salt: list[str] | str | None = None
     simulated_tokens: int | None = Field(None, ge=1)
     """No real engine has it: how long the answer is to be, whatever `max_tokens` would allow. So a replayed
     trace gets its answers without telling the gateway their lengths."""
@@ -83,6 +88,7 @@ class ConversationRequest(CommonRequest):
     messages: list[dict[str, Any]] = Field(min_length=1)
     logprobs: bool | None = False
     tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
 
 
 class ChatRequest(ConversationRequest):

@@ -9,7 +9,7 @@ stream an error event in a 200; errors of a stream are an event with the flat bo
 import asyncio
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 from pydantic import BaseModel, Field, ValidationError
@@ -25,23 +25,47 @@ __all__ = ["SglangDialect"]
 _HEALTH_TIMEOUT_S = 20.0
 
 
-class _Chat(ChatRequest):
+class _Sampling(BaseModel):
+    """What both routes take beside OpenAI's (sampling/sampling_params.py, `verify`)."""
+
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=2)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    top_k: int | None = None
+    min_p: float | None = Field(None, ge=0, le=1)
+    min_tokens: int = Field(0, ge=0)
+    stop_token_ids: list[int] | None = None
+    logit_bias: dict[str, float] | None = None
+    skip_special_tokens: bool = True
+    no_stop_trim: bool = False
+    regex: str | None = None
+    ebnf: str | None = None
+    json_schema: str | None = None
+    cache_salt: list[str] | str | None = None
+    rid: str | None = None
+    lora_path: str | None = None
+    priority: int | None = None
+
+
+class _Chat(_Sampling, ChatRequest):
     messages: list[dict[str, Any]] = Field()
-    rid: str | None = None
-    lora_path: str | None = None
-    priority: int | None = None
+    top_logprobs: int | None = None
+    parallel_tool_calls: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class _Completion(CompletionRequest):
-    rid: str | None = None
-    lora_path: str | None = None
-    priority: int | None = None
+class _Completion(_Sampling, CompletionRequest):
+    pass
 
 
 class SglangDialect(OpenAIDialect):
     """`python -m sglang.launch_server`."""
 
     kind = "sglang"
+    doors = ("embeddings", "responses", "messages", "rerank", "score")
     notices = "poll"
     version = "0.5.10.post1"
     owned_by = "sglang"
@@ -110,6 +134,20 @@ class SglangDialect(OpenAIDialect):
                 "Please reduce the number of tokens in the input messages or the completion to fit within "
                 "the limit."
             )
+
+    def read_common(self, ask: Ask, body: Any) -> None:
+        super().read_common(ask, body)
+        ask.keep_stop = body.no_stop_trim
+        if body.top_k is not None and (body.top_k == 0 or body.top_k < -1):
+            raise self.refuse_request(f"top_k must be -1 (disable) or at least 1, got {body.top_k}.")
+        bound = getattr(body, "max_completion_tokens", None) or body.max_tokens
+        if bound is not None and body.min_tokens > bound:
+            raise self.refuse_request(
+                f"min_new_tokens must be in [0, max_new_tokens({bound})], got {body.min_tokens}."
+            )
+        formats = (body.response_format or {}).get("type", "text") != "text"
+        if sum(map(bool, (formats, body.regex, body.ebnf, body.json_schema))) > 1:
+            raise self.refuse_request("Only one of regex, json_schema, or ebnf can be set.")
 
     def read_chat(self, body: Any) -> Ask:
         if not body.messages:

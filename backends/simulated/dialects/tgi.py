@@ -15,8 +15,10 @@ from typing import Any
 
 from aiohttp import web
 
+from backends.simulated.constrained import called
 from backends.simulated.dialects.common import EngineFailed, Exchange, json_response, sse, voice_of
 from backends.simulated.dialects.tgi_native import (
+    GRAMMARS,
     MAX_BATCH,
     STREAM_HEADERS,
     Ask,
@@ -68,7 +70,6 @@ _CHAT_FIELDS = MappingProxyType(
 _COMPLETION_FIELDS = MappingProxyType(
     {**_FIELDS, "prompt": ("a string or a sequence", (str, list)), "suffix": ("a string", (str,))}
 )
-_GRAMMARS = ("json", "json_object", "regex", "json_schema")
 
 
 @dataclass(slots=True)
@@ -79,6 +80,8 @@ class _Call:
     asks: list[Ask]
     usage: bool
     logprobs: bool
+    calls: str | None = None
+    """The function that it calls; the text is the arguments."""
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -125,7 +128,7 @@ class TgiDialect(TgiNative):
                 raise Malformed(422, f"{_SHAPE}{name}: invalid type: expected {expected} {place}")
         grammar = fields.get("response_format")
         if grammar is not None and known is _CHAT_FIELDS:
-            if grammar.get("type") not in _GRAMMARS:
+            if grammar.get("type") not in GRAMMARS:
                 raise Malformed(422, f"{_SHAPE}response_format: unknown variant {place}")
             if "value" not in grammar:
                 raise Malformed(422, f"{_SHAPE}response_format: missing field `value` {place}")
@@ -139,7 +142,9 @@ class TgiDialect(TgiNative):
         parameters |= {name: fields[name] for name in same if name in fields}
         if parameters.get("temperature") == 0:  # greedy
             del parameters["temperature"]
-        if "presence_penalty" in fields:
+        if "messages" not in fields:
+            parameters |= {name: fields[name] for name in ("repetition_penalty",) if name in fields}
+        elif "presence_penalty" in fields:
             parameters["repetition_penalty"] = fields["presence_penalty"] + 2.0
         return parameters
 
@@ -160,6 +165,8 @@ class TgiDialect(TgiNative):
             for prompt in prompts
         ]
         adapter = self.adapter(fields.get("model"))
+        text = self.constraint(fields.get("response_format")) if chat else None
+        call = called(fields.get("tools") or (), fields.get("tool_choice"), fields.get("messages") or ())
         for index, ask in enumerate(asks):
             self.host.live.say(
                 exchange.output,
@@ -169,10 +176,11 @@ class TgiDialect(TgiNative):
                 seed=voice_of(adapter, parameters.get("seed")),
                 stop=parameters.get("stop", ()),
                 salt=adapter,
+                text=text if call is None else call[1],
             )
         exchange.submitted = True
         usage = bool(fields.get("stream_options", {}).get("include_usage"))
-        return _Call(chat, asks, usage, bool(fields.get("logprobs")))
+        return _Call(chat, asks, usage, bool(fields.get("logprobs")), None if call is None else call[0])
 
     # ------------------------------------------------------------------------------------ the answers
 
@@ -274,11 +282,19 @@ class TgiDialect(TgiNative):
             return {**self.head(call, chunk=True), "choices": [choice]}
         told = {
             "index": 0,
-            "delta": {"role": "assistant", "content": text},
+            "delta": {"role": "assistant", **self.spoken(call, text, first=piece.number == 1)},
             "logprobs": self.logprobs([piece]) if call.logprobs else None,
             "finish_reason": None if piece.ending is None else _REASONS[piece.ending],
         }
         return {**self.head(call, chunk=True), "choices": [told], "usage": None}
+
+    def spoken(self, call: _Call, text: str, *, first: bool) -> dict[str, Any]:
+        """The text, or a piece of a tool call: id and type in each, the name in the first (chat.rs). A call
+        ends for the reason `stop`."""
+        if call.calls is None:
+            return {"content": text}
+        function = {"name": call.calls if first else None, "arguments": text}
+        return {"tool_calls": [{"index": 0, "id": "0", "type": "function", "function": function}]}
 
     def whole(self, call: _Call, said: list[list[Piece]]) -> dict[str, Any]:
         choices = []
@@ -286,7 +302,7 @@ class TgiDialect(TgiNative):
             text = "".join(piece.text for piece in pieces)
             choice: dict[str, Any] = {"index": index}
             if call.chat:
-                choice["message"] = {"role": "assistant", "content": text}
+                choice["message"] = {"role": "assistant", **self.spoken(call, text, first=True)}
             else:
                 choice["text"] = text
             choice["logprobs"] = self.logprobs(pieces) if call.logprobs else None

@@ -13,12 +13,24 @@ from typing import Any
 
 from aiohttp import web
 
+from backends.simulated.constrained import instance_of
 from backends.simulated.dialects.common import Dialect, EngineFailed, Exchange, json_response, sse, voice_of
 from backends.simulated.dialects.prometheus import Family, exposition
 from backends.simulated.live import Ending, Piece
 
-__all__ = ["MAX_BATCH", "STREAM_HEADERS", "Ask", "Malformed", "Refused", "TgiNative", "decode", "invalid"]
+__all__ = [
+    "GRAMMARS",
+    "MAX_BATCH",
+    "STREAM_HEADERS",
+    "Ask",
+    "Malformed",
+    "Refused",
+    "TgiNative",
+    "decode",
+    "invalid",
+]
 
+GRAMMARS = ("json", "json_object", "regex", "json_schema")
 MAX_BATCH = 4
 """Prompts of one request to /v1/completions."""
 
@@ -206,6 +218,7 @@ class TgiNative(Dialect):
             seed=voice_of(adapter := self.adapter(parameters.get("adapter_id")), parameters.get("seed")),
             stop=parameters.get("stop", ()),
             salt=adapter,
+            text=self.constraint(parameters.get("grammar")),
         )
         exchange.submitted = True
         return ask
@@ -213,6 +226,21 @@ class TgiNative(Dialect):
     def adapter(self, name: str | None) -> str | None:
         """An unknown one is the base model, and nothing says so."""
         return name if name in self.options.adapters else None
+
+    def constraint(self, grammar: Any) -> str | None:
+        """All that an answer under `grammar` may say. Raises Refused (validation.rs)."""
+        if grammar is None:
+            return None
+        if not isinstance(grammar, dict) or grammar.get("type") not in GRAMMARS or "value" not in grammar:
+            raise invalid("grammar is not valid")
+        if grammar["type"] == "regex":
+            return None  # the model here speaks no regular language
+        schema = grammar["value"]
+        if grammar["type"] == "json_schema":
+            schema = schema.get("schema") if isinstance(schema, dict) else None
+        if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
+            raise invalid("Grammar must have a 'properties' field")
+        return instance_of(schema)
 
     def take_permit(self) -> None:
         """Comes before the validation (infer/mod.rs). Raises Refused."""

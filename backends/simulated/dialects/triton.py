@@ -115,6 +115,7 @@ class TritonDialect(Dialect):
                     salt=self._adapter(asked),
                     stop=asked.stop,
                     stop_ids=asked.stop_ids,
+                    text=asked.says,
                 )
         except ValueError as error:  # not one token is left for the output
             raise Refused(400, str(error)) from error

@@ -5,10 +5,12 @@ or with `text_mode="cumulative"` sends the whole text so far in each event (its 
 words stay in the text; no response tells why it ended.
 """
 
+import json
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
 
+from backends.simulated.constrained import instance_of
 from backends.simulated.dialects.triton_tensors import Asked, Refused, Tensors, Vocabulary, as_int32
 from backends.simulated.live import Piece
 
@@ -56,6 +58,23 @@ _OUTPUTS: Tensors = MappingProxyType(
 )
 
 
+def _guided(tensors: dict[str, Any]) -> str | None:
+    """All that guided decoding lets the model say. Raises Refused for what the backend cannot read."""
+    kind, guide = tensors.get("guided_decoding_guide_type"), tensors.get("guided_decoding_guide")
+    match kind:
+        case None | "regex" | "ebnf_grammar" | "structural_tag":
+            return None  # of these the model here speaks none
+        case "json":
+            return '{"answer": "water"}'
+        case "json_schema" if guide is not None:
+            try:
+                return instance_of(json.loads(guide))
+            except ValueError as error:
+                raise Refused(400, f"Failed to parse the guide: {error}") from error
+        case _:
+            raise Refused(400, f"Unsupported guided decoding guide type: {kind}")
+
+
 class Classic(Vocabulary):
     """Pre- and postprocessing as models of their own, joined by an ensemble or by business logic."""
 
@@ -70,6 +89,9 @@ class Classic(Vocabulary):
     def asked(self, model: str, request_id: str | None, tensors: dict[str, Any]) -> Asked:
         if tensors.get("stream") and not self.options.decoupled:
             raise Refused(400, "Streaming is only supported in decoupled mode.")
+        for name in ("top_k", "min_tokens"):  # 1.0-era backends die of it (TensorRT-LLM#6329)
+            if tensors.get(name, 0) < 0:
+                raise Refused(500, f"Encountered an error in forwardAsync function: invalid {name}")
         end_id = tensors.get("end_id")
         return Asked(
             model=model,
@@ -83,6 +105,7 @@ class Classic(Vocabulary):
             seed=tensors.get("seed"),
             stop=tensors.get("stop_words", ()),
             stop_ids=frozenset() if end_id is None else frozenset({end_id}),
+            says=_guided(tensors),
         )
 
     def response(

@@ -89,6 +89,8 @@ class Llmapi(Vocabulary):
             raise Refused(
                 400, f"Error generating request: require max_tokens > 0, got max_tokens={max_tokens}"
             )
+        if (top_k := tensors.get("sampling_param_top_k", 0)) < 0:
+            raise Refused(400, f"Error generating request: require top_k >= 0, got top_k={top_k}")
         text = tensors["text_input"][0] if tensors["text_input"] else ""
         return Asked(
             model=model,

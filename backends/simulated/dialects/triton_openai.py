@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from backends.simulated.dialects.common import Exchange, json_response, sse
+from backends.simulated.dialects.native import NativeRoutes
 from backends.simulated.dialects.openai import EVENT_STREAM, OpenAIDialect
 from backends.simulated.dialects.openai_requests import Ask, ChatRequest, CompletionRequest, Refused
 from backends.simulated.dialects.openai_shapes import Choice
@@ -28,17 +29,24 @@ _DEFAULT_MAX_TOKENS = 16
 class _Chat(ChatRequest):
     logit_bias: dict[str, float] | None = None
     top_logprobs: int | None = None
+    top_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
 
 
 class _Completion(CompletionRequest):
     logit_bias: dict[str, float] | None = None
     suffix: str | None = None
+    top_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
 
 
 class TritonOpenAIDialect(OpenAIDialect):
     """`openai_frontend/main.py`."""
 
     kind = "triton-openai"
+    doors = ("embeddings",)
     notices = "at_once"
     owned_by = "Triton Inference Server"
     opens_at_once = True
@@ -53,6 +61,7 @@ class TritonOpenAIDialect(OpenAIDialect):
             web.get("/v1/models/{model:.+}", self.model),
             web.get("/health/ready", self.health),
             web.get("/metrics", self.metrics),
+            *NativeRoutes(self, self.doors).routes(),
         ]
 
     # ------------------------------------------------------------------------------ what it refuses
@@ -100,9 +109,13 @@ class TritonOpenAIDialect(OpenAIDialect):
     # ---------------------------------------------------------------------------------- what it reads
 
     def read_chat(self, body: Any) -> Ask:
-        if body.tools:
+        if body.tools and not self.options.tool_calling:
             raise self.refuse_request("having tools in the request requires --tool-call-parser to be set")
         return super().read_chat(body)
+
+    def constraint(self, body: Any) -> str | None:
+        """None: the TensorRT-LLM backend is told of no response_format."""
+        return None
 
     def read_completion(self, body: Any) -> Ask:
         if body.suffix is not None:
@@ -124,6 +137,8 @@ class TritonOpenAIDialect(OpenAIDialect):
         if body.stream_options is not None and not body.stream:
             raise self.refuse_request("`stream_options` can only be used when `stream` is True")
         super().read_common(ask, body)
+        if body.seed is not None and not 0 <= body.seed < 2**64:
+            raise self.refuse_by_backend(f"Python integer {body.seed} out of bounds for uint64")
         if ask.max_tokens is None:
             ask.max_tokens = _DEFAULT_MAX_TOKENS
         ask.usage = ask.continuous_usage = False  # engine/utils/triton.py: of the vLLM backend only

@@ -74,6 +74,8 @@ class Asked:
     seed: int | None = None
     stop: Sequence[str] = ()
     stop_ids: frozenset[int] = field(default_factory=frozenset)
+    says: str | None = None
+    """All that a constraint lets the model say."""
 
     def flag(self, name: str, default: bool = False) -> bool:
         return bool(self.tensors.get(name, default))

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from aiohttp import web
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from backends.simulated.constrained import instance_of
 from backends.simulated.dialects.common import Exchange, json_body, json_response
 from backends.simulated.dialects.openai import OpenAIDialect
 from backends.simulated.dialects.openai_requests import Ask, Refused
@@ -71,8 +72,13 @@ class _Request(BaseModel):
 
 
 class _ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="forbid")
     type: Literal["text", "json", "json_schema", "json_object", "regex", "ebnf", "structural_tag"]
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    json_schema: dict[str, Any] | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    format: dict[str, Any] | None = None
 
 
 class _ChatRequest(_Request):
@@ -84,7 +90,7 @@ class _ChatRequest(_Request):
     top_logprobs: int | None = None
     response_format: _ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = "none"
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = True
     reasoning_effort: Literal["low", "medium", "high"] | None = None
     echo: bool = False
@@ -110,6 +116,7 @@ class TrtllmDialect(OpenAIDialect):
     """trtllm-serve."""
 
     kind = "trtllm"
+    doors = ("responses",)
     version = "1.2.1"
     owned_by = "tensorrt_llm"
     reasoning_key = "reasoning_content"
@@ -182,7 +189,25 @@ class TrtllmDialect(OpenAIDialect):
 
     # ---------------------------------------------------------------------------------- what it reads
 
+    def constraint(self, body: Any) -> str | None:
+        given = body.response_format
+        if given is None or given.type == "text":
+            return None
+        if given.type == "json_object":
+            return '{"answer": "water"}'
+        wanted = {
+            "json": given.schema_, "json_schema": given.json_schema, "regex": given.regex,
+            "ebnf": given.ebnf, "structural_tag": given.format,
+        }[given.type]  # fmt: skip
+        if wanted is None:
+            raise self.refuse_request(f"response_format.{given.type} is required, but got None.")
+        if given.type in ("regex", "ebnf", "structural_tag"):
+            return None  # the model here speaks no grammar
+        return instance_of(wanted.get("schema", wanted))
+
     def read_chat(self, body: Any) -> Ask:
+        if body.cache_salt is not None and not body.cache_salt.strip():
+            raise self.refuse_request("Parameter 'cache_salt' must be a non-empty string if provided.")
         if body.top_logprobs is not None and not body.logprobs:
             raise self.refuse_request("logprobs must be set when top_logprobs is set")
         return super().read_chat(body)
@@ -200,6 +225,22 @@ class TrtllmDialect(OpenAIDialect):
                 )
         if body.top_k < 0:
             raise self.refuse_request(f"top_k must be non-negative, got {body.top_k}")
+        # tensorrt_llm/sampling_params.py, `_validate`.
+        if body.top_p is not None and not 0 <= body.top_p <= 1:
+            raise self.refuse_request(f"require 0 <= top_p <= 1, got top_p={body.top_p}")
+        if body.temperature is not None and body.temperature < 0:
+            raise self.refuse_request(f"require temperature >= 0, got temperature={body.temperature}")
+        greedy = body.temperature == 0 or body.top_p == 0 or body.top_k == 1
+        returns = max(body.n, body.best_of or 1)
+        if body.best_of is not None and body.best_of < body.n:
+            raise self.refuse_request(f"best_of ({body.best_of}) cannot be less than n ({body.n})")
+        if greedy and returns > 1:
+            raise self.refuse_request(
+                "Greedy decoding in the LLM API does not allow multiple returns. Please set to best_of=1, "
+                f"got best_of={returns}."
+            )
+        if body.seed is not None and not 0 <= body.seed < 2**64:
+            raise self.refuse_request("seed(): incompatible function arguments")
         super().read_common(ask, body)
 
     # -------------------------------------------------------------------------------------- its shapes

@@ -7,10 +7,10 @@ queue is a 503; the request's id becomes part of the answer's.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from aiohttp import web
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from backends.simulated.dialects.common import Exchange, Host, json_body, json_response, sse
 from backends.simulated.dialects.napping import Nap
@@ -25,20 +25,56 @@ __all__ = ["VllmDialect"]
 _BLOCK = 16
 
 
-class _Chat(ChatRequest):
+class _Sampling(BaseModel):
+    """What both routes take beside OpenAI's (sampling_params.py, `_verify_args`)."""
+
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    min_tokens: int = Field(0, ge=0)
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    stop_token_ids: list[int] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    logit_bias: dict[str, float] | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = Field(None, ge=-1)
+    prompt_logprobs: int | None = None
+    add_special_tokens: bool = True
+    thinking_token_budget: int | None = Field(None, ge=-1)
+    structured_outputs: dict[str, Any] | None = None
+    cache_salt: str | None = Field(None, min_length=1)
+    return_tokens_as_token_ids: bool | None = None
     priority: int = 0
     request_id: str | None = None
 
 
-class _Completion(CompletionRequest):
-    priority: int = 0
-    request_id: str | None = None
+class _Chat(_Sampling, ChatRequest):
+    top_logprobs: int | None = Field(None, ge=-1, le=20)
+    parallel_tool_calls: bool | None = True
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    echo: bool = False
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    documents: list[dict[str, str]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class _Completion(_Sampling, CompletionRequest):
+    logprobs: int | None = Field(None, ge=-1, le=20)
 
 
 class VllmDialect(OpenAIDialect):
     """`vllm serve`."""
 
     kind = "vllm"
+    doors = ("embeddings", "responses", "messages", "rerank", "score")
     version = "0.33.0"
     owned_by = "vllm"
     reasoning_key = "reasoning"
@@ -112,8 +148,24 @@ class VllmDialect(OpenAIDialect):
             return json_response(self.error(400, message, "Bad Request"), status=400)
         return await super().serve(exchange, schema, read)
 
+    def check_tools(self, body: Any) -> None:
+        if body.tool_choice not in (None, "none") and not body.tools:
+            raise self.refuse_request("When using `tool_choice`, `tools` must be set.")
+        super().check_tools(body)
+
     def read_common(self, ask: Ask, body: Any) -> None:
         super().read_common(ask, body)
+        bound = getattr(body, "max_completion_tokens", None) or body.max_tokens
+        if bound is not None and body.min_tokens > bound:
+            raise self.refuse_request(
+                f"min_tokens must be less than or equal to max_tokens={bound}, got {body.min_tokens}."
+            )
+        if body.temperature is not None and body.temperature < 1e-5 and ask.n > 1:
+            raise self.refuse_request(f"n must be 1 when using greedy sampling, got {ask.n}.")
+        if getattr(body, "continue_final_message", False) and body.add_generation_prompt:
+            raise self.refuse_request(
+                "Cannot set both `continue_final_message` and `add_generation_prompt` to True."
+            )
         if body.priority != 0 and not self.options.priorities:
             raise self.refuse_request(f"Got priority {body.priority} but Priority scheduling is not enabled.")
 

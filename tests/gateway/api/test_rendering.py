@@ -199,6 +199,14 @@ def test_text_beside_tool_calls_is_kept():
     assert whole(events)["choices"][0]["message"]["content"] == "I look"
 
 
+def test_the_last_chunk_of_a_choice_says_what_cut_it():
+    renderer = StreamRenderer("completions", "1", 0, "m", False)
+    renderer.cut_by = "stop-after"
+    chunks = renderer.deltas([Delta(text="a"), Delta(finish_reason="length")]).split(b"\n\n")
+    assert b"headgate" not in chunks[0]
+    assert b'"headgate":{"cut_by":"stop-after"}' in chunks[1]
+
+
 def test_an_event_of_sse():
     assert event_of({"a": "\n\n"}) == b'data: {"a":"\\n\\n"}\n\n'
     assert DONE == b"data: [DONE]\n\n"

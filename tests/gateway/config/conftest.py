@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from backends.contract import HttpRequest, OptionError
+from backends.doors import NO_DOORS, NativeDoors
+from backends.openai_dialect import classify
 from gateway.config.loading import ConfigInvalid, load_with_warnings
 from gateway.config.problems import Problem
 from gateway.config.snapshot import Snapshot
@@ -24,6 +26,7 @@ class TinyAdapter:
 
     def __init__(self, kind: str, relay: str, canonical: bool, options: Mapping[str, Any]) -> None:
         self.kind = kind
+        self.doors = NO_DOORS if relay == "translated" else NativeDoors(("embeddings",), classify)
         self.relay = relay
         self.canonical = canonical
         self.options = dict(options)

@@ -119,6 +119,8 @@ def test_the_file_that_the_others_change_is_good(warnings_of: Find) -> None:
             "pools.pa.relay: 'raw' is not possible: trtllm's answers need patching (use auto)"]),
         ([("engine: trtllm", "engine: tgi\n    relay: patched")], [
             "pools.pa.relay: 'patched' is not possible: tgi answers are translated (use auto)"]),
+        ([("engine: trtllm", "engine: tgi\n    doors: [chat, embeddings]")], [
+            "pools.pa.doors[1]: 'embeddings' is not possible: tgi serves chat, completions"]),
         ([("serves: {b: b}", "serves: {b: bert}\n    relay: raw")], [
             "pools.pb.relay: 'raw' would show the engine's own name for b (use auto, or equal names in serves)"]),
         ([("a: {tokenizer: {kind: estimate}", "a: {tokenizer: {kind: engine, pool: pc}")], [
@@ -371,3 +373,13 @@ def test_what_is_meant_where_nothing_is_said(
     activation = snapshot.pools["p"].activation
     assert (activation.timeout, activation.idle_after) == (timeout, idle_after)
     assert activation.while_waking == "hold"
+
+
+def test_a_bound_on_generations_that_whole_answers_escape(try_load):
+    """What is not seen as it is made cannot be cut."""
+    text = MINIMAL.replace(
+        "serves: m\n", "serves: m\n    max_generation_ms: 500\n    upstream_stream: client\n"
+    )
+    snapshot, problems, warnings = try_load(text)
+    assert (snapshot.pools["p"].max_generation, problems) == (0.5, ())
+    assert "max_generation_ms" in str(warnings[0])

@@ -24,6 +24,7 @@ def test_the_whole_explanation():
     rules = [a_rule("tiny", ["short"], when=small), a_rule("else", ["short", "long"])]
     told = explained([short, long], rules, a_call(asked=20), an_estimate(10, 5, asked=20))
     assert told == {
+        "dialect": "chat",
         "model": "llama",
         "asked_model": "llama",
         "tenant": "acme",

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.contract import Lora, NativeRequest
 from gateway.call import Estimate
 from gateway.config.snapshot import Allow, Hop, MaxTokens, PriorityClass, Range, When
 from gateway.errors import (
@@ -216,9 +217,9 @@ def test_hot_and_warm_pools_take_traffic(state):
 
 
 def test_a_field_that_the_engine_cannot_serve_names_itself():
-    it = target(a_call(parameters={"top_k": -1}))
+    it = target(a_call(parameters={"use_beam_search": True}))
     assert isinstance(it.refusal, UnsupportedByEngine)
-    assert it.refusal.param == "top_k"
+    assert it.refusal.param == "use_beam_search"
 
 
 @pytest.mark.parametrize(
@@ -325,7 +326,7 @@ def test_the_refusal_nearest_to_what_the_client_can_change():
     """A field beats lengths, lengths beat access."""
     foreign, short = a_pool("foreign", serves={}), a_pool("short", total=5)
     engine = a_pool("engine")
-    odd = a_call(parameters={"top_k": -1})
+    odd = a_call(parameters={"use_beam_search": True})
     assert isinstance(refusal_of(route_of(foreign)), ModelNotFound)
     assert isinstance(refusal_of(route_of(foreign, short)), ContextLengthExceeded)
     assert isinstance(refusal_of(route_of(foreign, short, engine, call=odd)), UnsupportedByEngine)
@@ -427,3 +428,19 @@ def test_who_may_lend_to_whom():
     found = {here.pool.name: [each.pool.name for each in lenders_of(route, here)] for here in route.chain}
     assert found.pop("first") == ["good"]
     assert not any(found.values())
+
+
+def test_adapters_are_not_reached_by_bodies_that_are_passed_on():
+    """Such a body names one model, the base: it would answer without the adapter, and nobody would know."""
+    pool = {
+        "engine": "vllm",
+        "loras": {"llama": Lora(name="french")},
+        "doors": frozenset({"chat", "responses"}),
+    }
+    call = a_call()
+    assert target(call, **pool).usable
+    native = NativeRequest(door="responses", body=b"{}")
+    request = msgspec.structs.replace(call.request, native=native, messages=None)
+    refusal = target(msgspec.structs.replace(call, dialect="responses", request=request), **pool).refusal
+    assert isinstance(refusal, UnsupportedByEngine)
+    assert refusal.param == "model"

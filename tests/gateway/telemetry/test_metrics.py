@@ -4,6 +4,7 @@ import pytest
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
+from backends.contract import Load
 from gateway.config.snapshot import Slo
 from gateway.telemetry.metrics import Children, Metrics
 from gateway.telemetry.records import RecordBook, RequestRecord
@@ -118,6 +119,9 @@ class Town:
     def sleepers(self):
         yield "short", "waking", 2
 
+    def engine_loads(self):
+        yield "short", "r1", Load(running=3, kv_usage=0.25, preemptions_total=2), 1.5, 1
+
     def drained(self):
         yield "short", "r1", False
         yield "short", "r2", True
@@ -166,6 +170,13 @@ def test_gauges_are_read_at_scrape_time():
         value(metrics, "headgate_replica_ready", **r1),
         value(metrics, "headgate_replica_ready", **r2),
     ) == (1, 0)
+    assert value(metrics, "headgate_engine_running_requests", **r1) == 3
+    assert value(metrics, "headgate_engine_kv_usage_ratio", **r1) == 0.25
+    assert value(metrics, "headgate_engine_preemptions_total", **r1) == 2
+    assert value(metrics, "headgate_engine_load_age_seconds", **r1) == 1.5
+    assert value(metrics, "headgate_engine_foreign_requests", **r1) == 1
+    untold = value(metrics, "headgate_engine_waiting_requests", **r1)
+    assert untold is None, "what an engine does not tell is not zero"
     line = {"pool": "short", "class": "standard", "lane": "small"}
     assert value(metrics, "headgate_queued_requests", **line) == 3
     empty = {"pool": "short", "class": "batch", "lane": "long"}

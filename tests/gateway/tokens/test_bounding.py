@@ -59,6 +59,19 @@ def test_a_prompt_that_fills_the_context_is_refused():
     assert refused.value.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize("policy", ["clamp", "refuse"])
+def test_what_generates_nothing_may_fill_the_context_and_the_pool(policy):
+    """Embeddings and the like ask for no output."""
+    bound = bound_output(0, model(1000, ceiling=9, policy=policy), tenant(5), prompt(1000), param="input")
+    assert (bound.tokens, bound.clamped) == (0, False)
+    fitted = fit_pool(bound, model(1000), PoolLimits(total=1000), prompt(1000))
+    assert (fitted.sent, fitted.fits) == (0, True)
+    assert not fit_pool(bound, model(1000), PoolLimits(total=999), prompt(1000)).fits
+    with pytest.raises(ContextLengthExceeded) as refused:
+        bound_output(0, model(999, policy=policy), tenant(), prompt(1000), param="input")
+    assert refused.value.param == "input"
+
+
 def test_the_longest_of_several_prompts_counts_for_the_context():
     """The context holds one prompt at a time."""
     several = PromptCount(tokens=3000, exact=True, source="test", longest=900, prompts=4)
