@@ -220,7 +220,7 @@ async def explain_request(runtime: Runtime, asked: Mapping[str, Any], now: float
 
 def _tenant(runtime: Runtime, name: object) -> Tenant:
     tenants = runtime.snapshot.tenants
-    if name is None and runtime.snapshot.server.authentication == "off":
+    if name in (None, ANONYMOUS.name) and runtime.snapshot.server.authentication == "off":
         return tenants.get(ANONYMOUS.name, ANONYMOUS)
     if not isinstance(name, str) or name not in tenants:
         raise BadRequest(f"'tenant' must be one of {', '.join(tenants) or 'none'}.", param="tenant")

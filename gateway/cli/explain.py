@@ -90,6 +90,11 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
         f"  {'->' if trial['matched'] else '  '} {trial['rule']}: {trial['why']}" for trial in answer["rules"]
     ]
     lines.append(f"chain     fit: {answer['fit']}, on: {', '.join(answer['on'])}")
+    for draw in answer["split"]:
+        share = f"{draw['weight']:g} of {draw['of']:g}"
+        lines.append(f"split     {draw['pool']}, {share}, drawn by {draw['by']}; lighter pools are left out")
+    if answer["mirror"] is not None:
+        lines.append(f"mirror    {answer['mirror']['pool']}, a share of {answer['mirror']['share']:g}")
     for target in answer["chain"]:
         mark = "->" if target["pool"] == answer["goes_to"] else "  "
         state = "usable" if target["usable"] else "skipped"

@@ -212,9 +212,20 @@ def _salvaged_within(kind: type[schema.Section], value: Any, otherwise: Any) -> 
         return _salvaged(kind, value) if isinstance(value, dict) else otherwise
     if not isinstance(value, list):
         return otherwise
-    # A chain's entry may be a name alone; nothing else in a list of sections may.
-    names = kind is schema.OtherModel
-    return [item if names and isinstance(item, str) else _salvaged(kind, item) for item in value]
+    if kind is schema.OtherModel:
+        return [_salvaged_entry(item) for item in value]
+    return [_salvaged(kind, item) for item in value]
+
+
+def _salvaged_entry(value: Any) -> Any:
+    """An entry of a chain: a name alone, weights by pool (those that are none become 1), or a section."""
+    if isinstance(value, str):
+        return value
+    if schema.entry_tag(value) == schema.SPLIT_TAG:
+        return {
+            str(pool): weight if isinstance(weight, int | float) else 1.0 for pool, weight in value.items()
+        }
+    return _salvaged(schema.OtherModel, value)
 
 
 def _predicate(detail: ErrorDetails) -> str:

@@ -744,7 +744,8 @@ class OtherModel(Section):
 POOL_TAG, MODEL_TAG, SPLIT_TAG = "a pool", "another model", "weights"
 
 
-def _entry_tag(value: Any) -> str | None:
+def entry_tag(value: Any) -> str | None:
+    """What an entry of a chain is; None: nothing that there is."""
     if isinstance(value, str):
         return POOL_TAG
     if isinstance(value, dict):
@@ -759,7 +760,7 @@ ChainEntry: TypeAlias = Annotated[
     | Annotated[OtherModel, Tag(MODEL_TAG)]
     | Annotated[dict[Name, Part], Field(min_length=1), Tag(SPLIT_TAG)],
     Discriminator(
-        _entry_tag,
+        entry_tag,
         custom_error_type="headgate",
         custom_error_message="is neither a pool name, nor {POOL: weight}, nor {model: ..., pools: [...]}",
     ),

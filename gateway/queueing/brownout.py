@@ -102,6 +102,14 @@ class Ladder:
             if now - calm >= step.dwell:
                 self._on[index], self._since[index] = False, now
 
+    def seen(self, now: float, signals: Signals) -> "Ladder":
+        """How it would stand if it were looked at now. To be shown: whoever watches switches nothing."""
+        shown = Ladder(self._steps)
+        shown._on, shown._since, shown._calm = list(self._on), list(self._since), list(self._calm)
+        shown._seen = self._seen
+        shown.look(now, signals)
+        return shown
+
     @property
     def active(self) -> list[Rung]:
         """The steps that are on, in order."""

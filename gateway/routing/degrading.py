@@ -122,6 +122,8 @@ class Brownout:
         self._lines = lines
         self._clock = clock
         self._ladders: dict[_Place, Ladder] = {}
+        self._reach: dict[_Place, list[str]] = {}
+        """The pools of which the shortest line counted when it was last looked at."""
 
     def degrade(self, snapshot: Snapshot, call: Call, route: Route) -> Degraded | None:
         """What is left of the request; None where it loses nothing."""
@@ -147,23 +149,23 @@ class Brownout:
         return Degraded(lesser, way, changes, causes, signals)
 
     def rows(self) -> Iterator[LadderRow]:
-        """All steps that were looked at so far, as they stand now."""
+        """All steps that were looked at so far, as the next request would find them. Switches none."""
         now = self._clock()
         for place, ladder in list(self._ladders.items()):
-            _, pool, priority = place
-            signals = self._signals(pool, priority)
-            ladder.look(now, signals)
-            yield _row(place, ladder, signals, now)
+            signals = self._shortest(self._reach[place], place[2])
+            yield _row(place, ladder.seen(now, signals), signals, now)
 
     def rows_for(self, snapshot: Snapshot, call: Call, route: Route) -> list[LadderRow]:
-        """The steps that hold for a request, as they stand now."""
-        looked = self._look(snapshot, call, route)
-        if looked is None:
+        """The steps that hold for a request, as it would find them. Switches none."""
+        pools = _pools(route)
+        if not pools:
             return []
-        ladders, signals = looked
-        pool = _pools(route)[0]
-        now = self._clock()
-        return [_row((of, pool, call.priority_class), ladder, signals, now) for of, ladder in ladders]
+        now, signals, rows = self._clock(), self._shortest(pools, call.priority_class), []
+        for of, steps in _written(snapshot, call, route):
+            place = (of, pools[0], call.priority_class)
+            ladder = self._ladders.get(place) or Ladder(steps)
+            rows.append(_row(place, ladder.seen(now, signals), signals, now))
+        return rows
 
     def _look(
         self, snapshot: Snapshot, call: Call, route: Route
@@ -172,33 +174,45 @@ class Brownout:
         pools = _pools(route)
         if not pools:
             return None
-        priority = call.priority_class
-        signals = min((self._signals(pool, priority) for pool in pools), key=lambda each: each.queue_wait)
+        signals = self._shortest(pools, call.priority_class)
         now = self._clock()
         ladders = []
-        for of, steps in (
-            (f"rule {route.rule.name}", route.rule.overload),
-            (f"class {priority.name}", snapshot.overload.get(priority, ())),
-        ):
-            if not steps:
-                continue
-            place = (of, pools[0], priority)
+        for of, steps in _written(snapshot, call, route):
+            place = (of, pools[0], call.priority_class)
             ladder = self._ladders.get(place)
             if ladder is None:
                 ladder = self._ladders[place] = Ladder(steps)
+            self._reach[place] = pools
             ladder.look(now, signals)
             ladders.append((of, ladder))
         return ladders, signals
+
+    def _shortest(self, pools: Sequence[str], priority: PriorityClass) -> Signals:
+        return min((self._signals(pool, priority) for pool in pools), key=lambda each: each.queue_wait)
 
     def _signals(self, pool: str, priority: PriorityClass) -> Signals:
         line = self._lines.get(pool)
         return Signals() if line is None else signals_of(line, priority)
 
 
+def _written(snapshot: Snapshot, call: Call, route: Route) -> Iterator[tuple[str, tuple[OverloadStep, ...]]]:
+    """The steps that may hold for the request, by whose they are."""
+    priority = call.priority_class
+    for of, steps in (
+        (f"rule {route.rule.name}", route.rule.overload),
+        (f"class {priority.name}", snapshot.overload.get(priority, ())),
+    ):
+        if steps:
+            yield of, steps
+
+
 def _pools(route: Route) -> list[str]:
-    """The pools whose lines count: the first that can take the request, and those it may go on to."""
+    """The pools whose lines count: the first that can take the request, and those it may go on to at once.
+
+    A rule with `after_ms` keeps it in the first one's line for so long: then that line counts alone.
+    """
     usable = [target for target in route.chain if target.usable]
-    if "overloaded" not in route.rule.on:
+    if "overloaded" not in route.rule.on or route.rule.after:
         del usable[1:]
     return [target.pool.name for target in usable if target.model is usable[0].model]
 

@@ -181,6 +181,8 @@ def test_the_file_that_the_others_change_is_good(warnings_of: Find) -> None:
         ([("pools: [pa]", "pools: [{pa: 0}, {pe: 1, pa: 3}]")], [
             "rules[0].pools[1].pe: 'pe' is not a pool (valid: pa, pb)",
             "rules[0].pools[1].pa: pool pa is in this chain already, for the same model"]),
+        ([("pools: [pa]", "pools: [{pa: 70}, {pb: -3}]")], [
+            "rules[0].pools[1].pb: -3 is less than 0"]),
         ([("pools: [pa]", "pools: [{pa: 0}]\n    mirror: {pool: pb, share: 1}")], [
             "rules[0].pools[0]: no pool of this split gets anything: all weights are 0",
             "rules[0].mirror.pool: pool pb does not serve a (pools that do: pa)"]),

@@ -188,6 +188,29 @@ def test_where_the_rule_goes_on_the_shortest_line_counts():
     assert degraded(snapshot, brownout) is not None
 
 
+def test_who_has_to_wait_before_it_may_go_on_counts_as_waiting():
+    lines = {"pool": Line(9.0), "other": Line(0.1)}
+    given = {"pools": ("pool", "other"), "on": frozenset({"overloaded"}), "lines": lines}
+    snapshot, brownout, _ = world(**given, after=20.0)
+    assert degraded(snapshot, brownout) is not None
+
+
+def test_whoever_watches_switches_nothing():
+    """Neither the admin API nor a scrape; and they see what requests see: the shortest line they may use."""
+    lines = {"pool": Line(0.0), "other": Line(0.0)}
+    snapshot, brownout, _ = world(pools=("pool", "other"), on=frozenset({"overloaded"}), lines=lines)
+    assert degraded(snapshot, brownout) is None
+    lines["pool"].wait = 9.0
+    assert {row.active for row in brownout.rows()} == {0}
+    lines["other"].wait = 9.0
+    assert {row.active for row in brownout.rows()} == {2}
+    call = a_call(asked=2048, n=4)
+    route = choose_route(snapshot, call, an_estimate(100, 400, asked=2048))
+    assert {row.active for row in brownout.rows_for(snapshot, call, route)} == {2}
+    lines["pool"].wait = lines["other"].wait = 0.0
+    assert degraded(snapshot, brownout) is None, "it was on for those who watched only"
+
+
 def test_each_class_has_a_view_of_its_own():
     """A long line of batch work does not cut interactive answers."""
     snapshot, brownout, _ = world(lines={"pool": Line(0.2)})
