@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.gateway.builders import a_model, a_snapshot
 
 SNAPSHOT = a_snapshot(models=[a_model("m"), a_model("seeing", media_tokens=MediaTokens(image=100))])
 HI = [{"role": "user", "content": "hi"}]
+COUNTED = sys.gettrace() is not None
 
 
 def read(dialect: Dialect, **body: Any) -> Call:
@@ -232,11 +234,12 @@ def test_conversations_refused(dialect: Dialect, body: dict[str, Any], param: st
     ],
 )
 def test_hostile_bodies_hold_the_loop_briefly(dialect: Dialect, body: dict[str, Any]):
-    """As many little things as a body may have: told, or refused, within 0.15 s of CPU."""
+    """As many little things as a body may have: told, or refused, within 0.15 s of CPU; four times that where
+    every line is counted for coverage."""
     started = time.process_time()
     with contextlib.suppress(BadRequest):
         read(dialect, **body)
-    assert time.process_time() - started < 0.15
+    assert time.process_time() - started < (0.6 if COUNTED else 0.15)
 
 
 def test_defaults_of_the_model_are_not_for_them():
