@@ -114,7 +114,10 @@ class NativeDoors:
 
 
 class _NoDoors:
-    """`contract.Doors` of engines that serve none natively."""
+    """`contract.Doors` of engines that serve none natively.
+
+    It is asked for none: `possible` keeps such a pool's file from naming one, and the router asks the pool.
+    """
 
     served = TRANSLATED
     possible = TRANSLATED

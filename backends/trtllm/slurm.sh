@@ -13,7 +13,8 @@ image=${IMAGE:-nvcr.io/nvidia/tensorrt-llm/release:1.2.1}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 echo "replicas: [{id: big-$SLURM_JOB_ID, url: \"http://$head:8000\"}]"
 
-srun --mpi=pmix --container-image="$image" --container-mounts="$recipes:$recipes,$HOME/.cache:/root/.cache" \
+export HF_HOME=/cache # within the container
+srun --mpi=pmix --container-image="$image" --container-mounts="$recipes:$recipes,$HOME/.cache/huggingface:/cache" \
     trtllm-llmapi-launch trtllm-serve "$model" --host 0.0.0.0 --port 8000 --tp_size 16 --gpus_per_node 8 \
     --max_seq_len 16384 --max_batch_size 64 --max_num_tokens 2048 --enable_chunked_prefill \
     --extra_llm_api_options "$recipes/options/big.yaml"
