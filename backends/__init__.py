@@ -6,7 +6,7 @@
     client.py          one replica: adapter + transport = a stream of events
     fanning.py         one request in several calls, where the engine takes one prompt or one choice at a time
     doors.py           what engines serve natively: bodies and answers passed on as they came
-    transport.py       the data path's HTTP client: bytes only
+    transport/         the data path's HTTP client: bytes only
     sse.py decoding.py stopping.py openai_dialect.py openai_cutting.py openai_adapter.py text_engines.py
     headers.py answers.py prometheus.py
                        shared below the engines: framing, answers, stop strings, OpenAI's shapes, metrics

@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from backends.contract import Answer, Answers, HttpRequest
+from backends.contract import Answer, Answers, HttpRequest, Identified, Metadata
 from backends.decoding import lenient_json, token_count
 
 __all__ = [
     "MODEL_LIST", "as_count", "as_name", "as_share", "get", "items_of", "json_body", "json_of", "least",
-    "model_cards", "names_of", "owners_of", "printable", "ratio",
+    "model_cards", "names_of", "owners_of", "printable", "ratio", "recognised",
 ]  # fmt: skip
 
 MODEL_LIST = "/v1/models"
@@ -96,3 +96,15 @@ def names_of(cards: Iterable[Mapping[str, Any]] | None) -> tuple[str, ...] | Non
 def owners_of(answers: Answers) -> frozenset[str]:
     """Who the model list says owns its models: most engines put their own name there."""
     return frozenset(owner for card in model_cards(answers) or () if (owner := as_name(card.get("owned_by"))))
+
+
+def recognised(kind: str, how: str, told: Metadata) -> Identified:
+    """An engine of `kind` without options, which serves its models under the names it tells."""
+    return Identified(
+        kind=kind,
+        options={},
+        how=how,
+        models={name: name for name in told.models or ()},
+        limits=told.limits,
+        version=told.version,
+    )

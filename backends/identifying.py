@@ -4,7 +4,7 @@ Each engine says what it wants to know and by which answers it knows itself (`me
 turns. The order matters: engines with an interface of their own come first, then those of OpenAI's dialect
 whose model list names its owner, and the plain OpenAI dialect, which takes anybody, comes last.
 
-Pure, like the rest: whoever does the asking (`gateway.discovery`) repeats
+Pure, like the rest: whoever does the asking (`gateway.examining.discovery`) repeats
 
     questions(answers) -> ask them, and put each answer under its path
 

@@ -28,8 +28,9 @@ from backends.mapping import (
 )
 
 __all__ = [
-    "CHAT_ONLY", "COMMON", "CONFLICTS", "NO_FIM", "TOOLS", "TOOL_CONFLICTS", "documents", "guided_json",
-    "int64_seed", "is_greedy", "named_tool", "response_format", "settle", "top_p_above_zero", "uint64_seed",
+    "CHAT_ONLY", "COMMON", "CONFLICTS", "FORMATS", "LOGPROBS", "NO_FIM", "TOOLS", "TOOL_CONFLICTS",
+    "documents", "guided_json", "int64_seed", "is_greedy", "named_tool", "response_format", "settle",
+    "top_p_above_zero", "uint64_seed",
 ]  # fmt: skip
 
 _TINY = 1e-6
@@ -135,6 +136,12 @@ CHAT_ONLY: Mapping[str, Rule] = {
 } | {"tool_choice": refused("tool_choice belongs to chats.", "none", "auto")}  # fmt: skip
 """On completions."""
 
+LOGPROBS: Mapping[str, Rule] = {
+    "logprobs": forwarded(boolean),
+    "top_logprobs": forwarded(whole(0, 20)),
+}
+"""Of chats, as OpenAI bounds them."""
+
 # ------------------------------------------------------------------------------------ structured output
 
 
@@ -176,6 +183,11 @@ def guided_json(of: Rule) -> Rule:
         return of.convert("response_format", {"type": "json_schema", "json_schema": wrapper})
 
     return converted(convert, "`response_format` of type json_schema")
+
+
+_FORMAT = converted(response_format, "as it is, checked; `text` is not sent")
+FORMATS: Mapping[str, Rule] = {"response_format": _FORMAT, "guided_json": guided_json(_FORMAT)}
+"""For engines that take OpenAI's three forms as they are."""
 
 
 def _is_constrained_twice(request: GenerateRequest) -> bool:

@@ -4,12 +4,12 @@ The rooms, in the order in which a request meets them:
 
     serving.py     two listeners on uvicorn, start and drain
     edge.py        uvicorn's HTTP protocol with the bounds that it lacks
-    app.py         composition root: builds every part once and wires them; the routes
+    app.py         composition root: builds every part once and wires them
+    listeners.py   which path of the two listeners is answered by what
     middleware/    request id, record and log line of every request
     api/           the public OpenAI dialect: receive, read, render, reply; errors; models; probes; and the
                    doors that engines serve natively (doors.py, passing.py)
     tenants/       key -> tenant; keys made, rotated, revoked
-    state/         what was decided at run time: the overlay on the file, in SQLite
     pipeline.py    THE request's way: one function, read from top to bottom
     call.py        Call, PromptCount, Bound, Estimate: what the rooms hand to each other
     tokens/        counting, chat templates, max_tokens policy, the estimate
@@ -17,26 +17,33 @@ The rooms, in the order in which a request meets them:
     limits/        rates, budgets and what is held at a time: reserve, settle as it streams, refund
     fallbacks.py   attempts: queue, send, next replica, next pool; up to the first event
     activation/    pools that sleep until somebody asks, warm-up before traffic
-    answer.py      an answer under way: the lease on its slot and its upstream connection
-    budgets.py     a generation that ends with what there is when its time is over
-    abandoning.py  what engines computed for nobody
     queueing/      who gets the next free replica of a pool
     fleet/         replicas: ledger of what is in flight, cool-down, probes, the limits that engines tell
-    relay.py       events -> client, with the clock running (watchdog.py)
+    answering/     an answer under way: its lease, its time budget, comments in its silence, what was wasted
+    relay.py       events -> client, with the clock running
+    mirroring.py   copies of requests to another pool, whose answers nobody gets
+
+What holds for all requests, or for none:
+
+    errors.py      everything that can be refused or fail, drawn as a tree
+    engine_errors.py  an engine's error in the client's vocabulary
+    config/        routes.yaml: grammar (schema/), checks with line numbers (checking/), the immutable
+                   snapshot (snapshot/); each with a module per section of the file
+    settings.py    what flags and the environment say
     runtime.py     what lives as long as one configuration
     reloading.py   the next configuration: read, checked, swapped whole or not at all
-    discovery.py   what is at a URL: asked, recognised, asked again; config/drafting.py writes the file
-    asking.py      one question over HTTP, bounded in size and time
-    inspecting.py  asking engines about themselves: health, limits, token counts, streaming
-    checklist.py   what an operator should know before production, from the file and from what was seen
-    config/        routes.yaml: grammar, checks with line numbers, the immutable snapshot
+    state/         what was decided at run time: the overlay on the file, in SQLite
     admin/         the admin API and its key
     telemetry/     metrics, traces, logs, the record of each request
+    scraping.py    what the metrics read when somebody scrapes them
+    asking.py      one question over HTTP, bounded in size and time
+    tasks.py       background tasks, none of them orphaned
+
+For operators, without traffic:
+
+    examining/     what is at a URL, what engines say of themselves, how fast they are; the checklist
     replay/        the digital twin: scheduler and router over simulated engines, in virtual time
-    calibrating.py measuring how fast one engine is, by its streams
     planning/      fitting what was measured; sizing fleets: the formulas, each with its numbers
-    engine_errors.py  an engine's error in the client's vocabulary
-    errors.py      everything that can be refused or fail, drawn as a tree
     cli/           headgate serve | check | explain | doctor | tokenizers | engine | demo | keys | limits |
                    replay | calibrate | plan
 
@@ -44,6 +51,7 @@ The gateway knows engines by `backends.contract` alone; only app.py (and the com
 engines) imports more of `backends`. `pyproject.toml` holds the layers, and `make test` enforces them.
 
 Where does something new belong? An engine: a folder in `backends/` and a line in `backends/registry.py`.
-A condition of a rule: `config/schema.py`, `When`, and `routing/router.py:mismatch_of`. A limit: `limits/`.
-A policy on lengths: `tokens/bounding.py`. An order in the queue: `queueing/`. A header: `api/replies.py`.
+A condition of a rule: `config/schema/rules.py`, `When`, and `routing/router.py:mismatch_of`. A limit:
+`limits/`. A policy on lengths: `tokens/bounding.py`. An order in the queue: `queueing/`. A header:
+`api/replies.py`.
 """

@@ -8,39 +8,26 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from starlette.routing import Route, Router
-
 from backends.client import EngineClient
-from backends.contract import Answer, Endpoint, Engine, EngineAdapter, HttpRequest, Load
+from backends.contract import Answer, Endpoint, Engine, EngineAdapter, HttpRequest
 from backends.registry import REGISTRY
 from backends.transport import AiohttpTransport
 from gateway.activation.prefixes import Prefixes
 from gateway.activation.sleeping import Sleepers
 from gateway.activation.warming import Warming
 from gateway.admin.admin_key import AdminKey, find_admin_key
-from gateway.admin.endpoints import AdminEndpoint, AdminHandlers
-from gateway.admin.limits import LimitHandlers
-from gateway.admin.operating import ConfigHandlers, KeyHandlers, PoolHandlers, ReplicaHandlers
-from gateway.api.asgi import App
-from gateway.api.count_tokens import CountTokensEndpoint, StoredResponses
-from gateway.api.errors import ErrorRing
-from gateway.api.generation import GenerationEndpoint
-from gateway.api.models import ModelsEndpoint
-from gateway.api.probes import Liveness, MetricsEndpoint, Readiness, is_loopback
-from gateway.api.tokenize import TokenizeEndpoint
-from gateway.call import ROUTES, Dialect
+from gateway.api.probes import is_loopback
 from gateway.config.loading import load_with_warnings
 from gateway.config.problems import Problem
 from gateway.config.snapshot import Pool, Replica, Snapshot
-from gateway.discovery import EMPTY, Discovery
+from gateway.examining.discovery import EMPTY, Discovery
 from gateway.fallbacks import Attempts, RetryBudget
 from gateway.fleet.engine_limits import Shortfall, narrowed, shortfalls
 from gateway.fleet.fleet import Fleet, endpoint_of
@@ -49,14 +36,14 @@ from gateway.fleet.load_polling import polling
 from gateway.fleet.probing import Prober, Target
 from gateway.limits.limiter import Limiter
 from gateway.limits.stores import kept
-from gateway.middleware.request_log import RequestLog
+from gateway.listeners import Listeners
 from gateway.mirroring import Mirroring
 from gateway.pipeline import Pipeline
-from gateway.planning.shares import parts_of
 from gateway.queueing.pool_queue import PoolQueue, lend
 from gateway.reloading import Reloader, Source
 from gateway.routing.degrading import Brownout
 from gateway.runtime import Leases, Runtime
+from gateway.scraping import GatewayGauges
 from gateway.settings import Settings
 from gateway.state.live import LiveState
 from gateway.state.overlay import Overlay
@@ -136,7 +123,6 @@ class Gateway:
         self.tasks = TaskSet()
         self._draining = False
         self._probe = probe
-        self._started = int(time.time())
         self._transports: dict[float, AiohttpTransport] = {}
         self._lengths = OutputLengths()
         self._budget = RetryBudget(clock)
@@ -159,11 +145,23 @@ class Gateway:
         self.state = LiveState(StateStore.in_memory() if store is None else store, self._apply)
         self.runtime = self._build(snapshot, counting)
         self.reloader = Reloader(source, self._current, self._adopt, warnings)
-        self.metrics.watch(_Gauges(self))
-        authenticator = Authenticator(admin_key.digest)
-        self.data_app = self._ringed(self._data_routes(authenticator), self.book, self.metrics)
-        # Looking is not counted: the admin listener has a book of its own, and no metrics.
-        self.admin_app = self._ringed(self._admin_routes(authenticator), RecordBook(), None)
+        self.metrics.watch(GatewayGauges(self._current, self.book, self.reloader, self.kept))
+        listeners = Listeners(
+            self._current,
+            Authenticator(admin_key.digest),
+            self.metrics,
+            clock,
+            draining=lambda: self._draining,
+            degraded=lambda: self.kept.degraded,
+        )
+        self.data_app = listeners.data_app(self.book, started=int(time.time()))
+        self.admin_app = listeners.admin_app(
+            self.book,
+            self.state,
+            self.reloader,
+            written=lambda: self._file,
+            older_in_use=lambda: self.older_in_use,
+        )
 
     @classmethod
     async def create(
@@ -458,82 +456,8 @@ class Gateway:
         """A question that generates nothing, the way that requests go."""
         return await answer_over(self._transport(pool), endpoint_of(pool, replica), question)
 
-    # ------------------------------------------------------------------------------------- the routes
-
-    def _data_routes(self, authenticator: Authenticator) -> list[Route]:
-        doors: dict[Dialect, GenerationEndpoint] = {
-            dialect: GenerationEndpoint(dialect, self._current, authenticator, self._is_draining, self.clock)
-            for dialect in ROUTES
-        }
-        stored = StoredResponses(self._current, authenticator)
-        count_tokens = CountTokensEndpoint(self._current, authenticator, self.clock)
-        models = ModelsEndpoint(self._current, authenticator, lambda: self._started)
-        tokenize = TokenizeEndpoint(self._current, authenticator, self.clock)
-        return [
-            *(Route(ROUTES[dialect], door, methods=["POST"]) for dialect, door in doors.items()),
-            *(Route(path, doors["rerank"], methods=["POST"]) for path in ("/rerank", "/v2/rerank")),
-            Route("/v1/score", doors["score"], methods=["POST"]),
-            Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
-            Route("/v1/responses/{id:path}", stored, methods=["GET", "POST", "DELETE"]),
-            Route("/v1/models", models, methods=["GET"]),
-            Route("/v1/models/{model:path}", models, methods=["GET"]),
-            Route("/tokenize", tokenize, methods=["POST"]),
-            *self._probe_routes(authenticator, admin=False),
-        ]
-
-    def _admin_routes(self, authenticator: Authenticator) -> list[Route]:
-        handlers = AdminHandlers(self._current, self.book, self.clock)
-        limits = LimitHandlers(self._current)
-        keys = KeyHandlers(self.state, lambda: self._file)
-        replicas = ReplicaHandlers(self.state, self._current)
-        pools = PoolHandlers(self.state, self._current)
-        config = ConfigHandlers(self.state, self._current, self.reloader, lambda: self.older_in_use)
-
-        def guarded(handler: Callable[..., object]) -> AdminEndpoint:
-            return AdminEndpoint(handler, self._current, authenticator)  # type: ignore[arg-type]
-
-        return [
-            Route("/admin/pools", guarded(handlers.pools), methods=["GET"]),
-            Route("/admin/replicas", guarded(handlers.replicas), methods=["GET"]),
-            Route("/admin/queues", guarded(handlers.queues), methods=["GET"]),
-            Route("/admin/requests", guarded(handlers.requests), methods=["GET"]),
-            Route("/admin/limits", guarded(limits.show), methods=["GET"]),
-            Route("/admin/limits/try", guarded(limits.try_), methods=["POST"]),
-            Route("/admin/lengths", guarded(handlers.lengths), methods=["GET"]),
-            Route("/admin/routes/explain", guarded(handlers.explain), methods=["POST"]),
-            Route("/admin/keys", guarded(keys.list), methods=["GET"]),
-            Route("/admin/keys", guarded(keys.create), methods=["POST"]),
-            Route("/admin/keys/{id}/rotate", guarded(keys.rotate), methods=["POST"]),
-            Route("/admin/keys/{id}/revoke", guarded(keys.revoke), methods=["POST"]),
-            Route("/admin/replicas/{id}/drain", guarded(replicas.drain), methods=["POST"]),
-            Route("/admin/replicas/{id}/enable", guarded(replicas.enable), methods=["POST"]),
-            Route("/admin/pools/{name}/wake", guarded(pools.wake), methods=["POST"]),
-            Route("/admin/pools/{name}/cool", guarded(pools.cool), methods=["POST"]),
-            Route("/admin/config", guarded(config.show), methods=["GET"]),
-            Route("/admin/config/reload", guarded(config.reload), methods=["POST"]),
-            Route("/admin/audit", guarded(config.audit), methods=["GET"]),
-            *self._probe_routes(authenticator, admin=True),
-        ]
-
-    def _probe_routes(self, authenticator: Authenticator, *, admin: bool) -> list[Route]:
-        ready = Readiness(self._current, self._is_draining, lambda: self.kept.degraded)
-        metrics = MetricsEndpoint(self.metrics, self._current, authenticator, admin=admin)
-        return [
-            Route("/livez", Liveness(), methods=["GET"]),
-            Route("/readyz", ready, methods=["GET"]),
-            Route("/health", ready, methods=["GET"]),
-            Route("/metrics", metrics, methods=["GET"]),
-        ]
-
-    def _ringed(self, routes: list[Route], book: RecordBook, metrics: Metrics | None) -> App:
-        router = Router(routes=routes, redirect_slashes=False)
-        return RequestLog(ErrorRing(_with_app(router), self.clock), book, metrics, self.clock)
-
     def _current(self) -> Runtime:
         return self.runtime
-
-    def _is_draining(self) -> bool:
-        return self._draining
 
 
 def _remembers(pool: Pool) -> bool:
@@ -552,95 +476,7 @@ def _askable(queue: PoolQueue) -> Askable:
     return Askable(queue.pool, replicas)
 
 
-def _with_app(router: Router) -> App:
-    """Starlette raises its 404 and 405, for the error ring to answer, only below an application."""
-
-    async def app(scope, receive, send):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        scope["app"] = router
-        await router(scope, receive, send)
-
-    return app
-
-
 async def _end(counting: Counting, transports: Iterable[AiohttpTransport]) -> None:
     await counting.aclose()
     for transport in transports:
         await transport.aclose()
-
-
-class _Gauges:
-    """What the metrics read at scrape time."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-
-    def replicas(self) -> Iterator[tuple[str, str, int, int, bool]]:
-        for pool, ledger in self._gateway.runtime.ledgers():
-            yield (
-                pool,
-                ledger.replica.id,
-                ledger.in_flight,
-                ledger.outstanding_tokens,
-                ledger.usable(),
-            )
-
-    def warming(self) -> Iterator[tuple[str, str, bool]]:
-        for pool, ledger in self._gateway.runtime.ledgers():
-            yield pool, ledger.replica.id, ledger.hold == "warming"
-
-    def sleepers(self) -> Iterator[tuple[str, str, int]]:
-        for pool, sleeper in self._gateway.runtime.sleepers.items():
-            statistics = sleeper.statistics()
-            yield pool, statistics.state, statistics.held
-
-    def engine_loads(self) -> Iterator[tuple[str, str, Load, float, int]]:
-        for pool, ledger in self._gateway.runtime.ledgers():
-            statistics = ledger.statistics()
-            if statistics.load_age is not None:
-                yield pool, ledger.replica.id, statistics.load, statistics.load_age, statistics.foreign
-
-    def drained(self) -> Iterator[tuple[str, str, bool]]:
-        for pool, ledger in self._gateway.runtime.ledgers():
-            yield pool, ledger.replica.id, ledger.drained is not None
-
-    def config(self) -> tuple[str, bool, float]:
-        last = self._gateway.reloader.last
-        return self._gateway.runtime.snapshot.hash, last.ok, last.at
-
-    def queues(self) -> Iterator[tuple[str, Mapping[tuple[str, str], int], Mapping[str, float]]]:
-        for name, queue in self._gateway.runtime.queues.items():
-            yield name, queue.waiting_by(), queue.expected_waits()
-
-    def shares(self) -> Iterator[tuple[str, float, float]]:
-        for share in parts_of(self._gateway.runtime.shares()):
-            yield share.pool, share.work, share.capacity
-
-    def overload(self) -> Iterator[tuple[str, str, str, int]]:
-        for row in self._gateway.runtime.pipeline.brownout.rows():
-            yield row.of, row.pool, row.priority_class, row.active
-
-    def counted_bytes(self) -> tuple[int, int]:
-        cache = self._gateway.runtime.counting.statistics().cache
-        return cache.bytes_counted, cache.bytes_remembered
-
-    def forced_estimates(self) -> Mapping[str, int]:
-        estimated = self._gateway.runtime.counting.statistics().estimated
-        return {str(reason): times for reason, times in estimated.items()}
-
-    def live_requests(self) -> int:
-        return len(self._gateway.book)
-
-    def limit_store(self) -> tuple[bool, int, int, int] | None:
-        link = self._gateway.kept.link
-        return None if link is None else (link.up, link.opened, link.kept, link.dropped)
-
-    def pool_limits(self) -> Iterator[tuple[str, str, int | None, int]]:
-        runtime = self._gateway.runtime
-        for name, pool in runtime.snapshot.pools.items():
-            configured = runtime.queues[name].pool.limits
-            for limit in ("prompt", "total"):
-                if (tokens := getattr(pool.limits, limit)) is not None:
-                    yield name, limit, getattr(configured, limit), tokens
-
-    def info(self) -> dict[str, str]:
-        return {"version": version("headgate"), "config": self._gateway.runtime.snapshot.hash[:12]}

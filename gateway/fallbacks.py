@@ -21,11 +21,11 @@ from backends.contract import (
     NativeRequest,
     Priority,
 )
-from gateway.abandoning import Cause, abandoned
 from gateway.activation.prefixes import Prefixes, system_prompt
 from gateway.activation.sleeping import Sleeper, StillAsleep
-from gateway.answer import Answer
-from gateway.budgets import budget_of, generate, is_budgeted
+from gateway.answering.abandoning import Cause, abandoned
+from gateway.answering.answer import Answer
+from gateway.answering.budgets import budget_of, generate, is_budgeted
 from gateway.call import OPERATIONS, Call, Estimate
 from gateway.config.snapshot import EMPTY, HopReason, Pool, PriorityClass, Rule
 from gateway.engine_errors import gateway_error_of

@@ -15,10 +15,10 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from gateway.abandoning import Cause, abandoned
-from gateway.answer import Answer
+from gateway.answering.abandoning import Cause, abandoned
+from gateway.answering.answer import Answer
+from gateway.answering.commenting import KEEP_ALIVE, Announcing, Comments
 from gateway.call import Call, Estimate, PromptCount, choices_computed
-from gateway.commenting import KEEP_ALIVE, Announcing, Comments
 from gateway.config.snapshot import Snapshot, Timeouts
 from gateway.errors import ClientGone, GatewayError, QuotaExceeded
 from gateway.fallbacks import Attempts

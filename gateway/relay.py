@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from backends.contract import EngineError, Event
-from gateway.answer import Answer
-from gateway.commenting import KEEP_ALIVE, Comments
+from gateway.answering.answer import Answer
+from gateway.answering.commenting import KEEP_ALIVE, Comments
+from gateway.answering.watchdog import Watchdog
 from gateway.engine_errors import gateway_error_of
 from gateway.errors import ClientGone, EngineTimeout, GatewayError
 from gateway.limits.reservation import Reservation
 from gateway.telemetry.records import RequestRecord
-from gateway.watchdog import Watchdog
 
 
 class Reply(Protocol):

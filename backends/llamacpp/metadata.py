@@ -18,6 +18,7 @@ from backends.answers import (
     model_cards,
     names_of,
     owners_of,
+    recognised,
 )
 from backends.contract import Answers, EngineLimits, HttpRequest, Identified, Metadata
 
@@ -58,11 +59,4 @@ def recognise(answers: Answers) -> Identified | None:
         how = "its /props is llama.cpp's"
     else:
         return None
-    return Identified(
-        kind="llamacpp",
-        options={},
-        how=how,
-        models={name: name for name in told.models or ()},
-        limits=told.limits,
-        version=told.version,
-    )
+    return recognised("llamacpp", how, told)

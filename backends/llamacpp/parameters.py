@@ -32,6 +32,8 @@ from backends.openai_parameters import (
     CHAT_ONLY,
     COMMON,
     CONFLICTS,
+    FORMATS,
+    LOGPROBS,
     TOOL_CONFLICTS,
     TOOLS,
     guided_json,
@@ -65,7 +67,6 @@ def _native_schema(value: Any) -> Mapping[str, Any]:
 
 
 _OPERATORS = "It is the gateway's to choose."
-_FORMAT = converted(response_format, "as it is, checked; `text` is not sent")
 _NATIVE_FORMAT = converted(_native_schema, "`json_schema`; `text` is not sent")
 
 _BOTH: Mapping[str, Rule] = {
@@ -102,10 +103,8 @@ def _reasoning_effort(value: Any) -> Mapping[str, Any]:
 _CHAT: Mapping[str, Rule] = {
     **_BOTH,
     **TOOLS,
-    "response_format": _FORMAT,
-    "guided_json": guided_json(_FORMAT),
-    "logprobs": forwarded(boolean),
-    "top_logprobs": forwarded(whole(0, 20)),
+    **FORMATS,
+    **LOGPROBS,
     "add_generation_prompt": forwarded(boolean),
     "chat_template_kwargs": forwarded(record),
     "reasoning_effort": converted(_reasoning_effort, "a variable of the template: `chat_template_kwargs`"),

@@ -18,6 +18,7 @@ from backends.answers import (
     model_cards,
     names_of,
     owners_of,
+    recognised,
 )
 from backends.contract import Answers, EngineLimits, HttpRequest, Identified, Metadata
 
@@ -70,11 +71,4 @@ def recognise(answers: Answers) -> Identified | None:
     if (how := _evidence(answers)) is None:
         return None
     told = read_metadata(answers)
-    return Identified(
-        kind="sglang",
-        options={},
-        how=how,
-        models={name: name for name in told.models or ()},
-        limits=told.limits,
-        version=told.version,
-    )
+    return recognised("sglang", how, told)

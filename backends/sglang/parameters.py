@@ -30,9 +30,10 @@ from backends.openai_parameters import (
     CHAT_ONLY,
     COMMON,
     CONFLICTS,
+    FORMATS,
+    LOGPROBS,
     TOOL_CONFLICTS,
     TOOLS,
-    guided_json,
     int64_seed,
     named_tool,
     response_format,
@@ -47,15 +48,12 @@ def _top_k(value: Any) -> Mapping[str, Any]:
     return {"top_k": whole(-1)(value) or -1}
 
 
-_FORMAT = converted(response_format, "as it is, checked; `text` is not sent")
-
 _BOTH: Mapping[str, Rule] = {
     **COMMON,
     "top_p": top_p_above_zero(),
     "seed": int64_seed(),
     "logit_bias": forwarded(logit_bias),
-    "response_format": _FORMAT,
-    "guided_json": guided_json(_FORMAT),
+    **FORMATS,
     "guided_regex": renamed("regex", text),
     "regex": forwarded(text),
     "ebnf": forwarded(text),
@@ -74,8 +72,7 @@ _BOTH: Mapping[str, Rule] = {
 _CHAT: Mapping[str, Rule] = {
     **_BOTH,
     **TOOLS,
-    "logprobs": forwarded(boolean),
-    "top_logprobs": forwarded(whole(0, 20)),
+    **LOGPROBS,
     "reasoning_effort": forwarded(one_of("none", "minimal", "low", "medium", "high", "xhigh", "max")),
     "continue_final_message": forwarded(boolean),
     "chat_template_kwargs": forwarded(record),

@@ -11,6 +11,7 @@ from backends.answers import (
     model_cards,
     names_of,
     owners_of,
+    recognised,
 )
 from backends.contract import Answers, HttpRequest, Identified, Metadata
 
@@ -33,11 +34,4 @@ def questions(answers: Answers) -> Sequence[HttpRequest]:
 def recognise(answers: Answers) -> Identified | None:
     if "tensorrt_llm" not in owners_of(answers):
         return None
-    told = read_metadata(answers)
-    return Identified(
-        kind="trtllm",
-        options={},
-        how="its model list is owned by 'tensorrt_llm'",
-        models={name: name for name in told.models or ()},
-        version=told.version,
-    )
+    return recognised("trtllm", "its model list is owned by 'tensorrt_llm'", read_metadata(answers))

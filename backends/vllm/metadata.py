@@ -17,6 +17,7 @@ from backends.answers import (
     model_cards,
     names_of,
     owners_of,
+    recognised,
 )
 from backends.contract import Answers, EngineLimits, HttpRequest, Identified, Metadata
 
@@ -47,11 +48,4 @@ def recognise(answers: Answers) -> Identified | None:
         how = "its model list tells max_model_len, and it has a /version, as vLLM's"
     else:
         return None
-    return Identified(
-        kind="vllm",
-        options={},
-        how=how,
-        models={name: name for name in told.models or ()},
-        limits=told.limits,
-        version=told.version,
-    )
+    return recognised("vllm", how, told)

@@ -30,19 +30,18 @@ from backends.openai_parameters import (
     CHAT_ONLY,
     COMMON,
     CONFLICTS,
+    FORMATS,
+    LOGPROBS,
     TOOL_CONFLICTS,
     TOOLS,
     documents,
-    guided_json,
     int64_seed,
-    response_format,
     settle,
     top_p_above_zero,
 )
 
 __all__ = ["TABLES"]
 
-_FORMAT = converted(response_format, "as it is, checked; `text` is not sent")
 _INSTEAD = "vLLM ignores {} in silence: use structured_outputs."
 
 _BOTH: Mapping[str, Rule] = {
@@ -50,8 +49,7 @@ _BOTH: Mapping[str, Rule] = {
     "top_p": top_p_above_zero(),
     "seed": int64_seed(random=-1),
     "logit_bias": forwarded(logit_bias),
-    "response_format": _FORMAT,
-    "guided_json": guided_json(_FORMAT),
+    **FORMATS,
     **{
         name: refused(_INSTEAD.format(name))
         for name in ("guided_regex", "guided_choice", "guided_grammar", "guided_whitespace_pattern")
@@ -78,8 +76,7 @@ _BOTH: Mapping[str, Rule] = {
 _CHAT: Mapping[str, Rule] = {
     **_BOTH,
     **TOOLS,
-    "logprobs": forwarded(boolean),
-    "top_logprobs": forwarded(whole(0, 20)),
+    **LOGPROBS,
     "reasoning_effort": forwarded(one_of("none", "minimal", "low", "medium", "high", "xhigh", "max")),
     "add_generation_prompt": forwarded(boolean),
     "continue_final_message": forwarded(boolean),

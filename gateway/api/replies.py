@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from backends.contract import Delta, Done, Event, Usage
-from gateway.answer import Answer
+from gateway.answering.answer import Answer
 from gateway.api.asgi import Scope, Send, send_body
 from gateway.api.errors import error_body, error_headers
 from gateway.api.passing import PassingDocument, PassingStream, stream_failure

@@ -19,8 +19,8 @@ from backends.contract import EngineError, EngineLimits, OptionError
 from backends.simulated.engine import EngineProfile
 from backends.simulated.profiles import document_of
 from gateway.app import discovery_of, engine_at
-from gateway.calibrating import Calibrator, CannotMeasure, Load, Measured, shapes_of
 from gateway.cli.exits import COULD_NOT_START, PROBLEM
+from gateway.examining.calibrating import Calibrator, CannotMeasure, Load, Measured, shapes_of
 from gateway.planning.fitting import Constant, Fit, fit
 
 DEFAULTS = EngineProfile("", 0, 0, 0, 0, 0, 0)

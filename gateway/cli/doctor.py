@@ -11,7 +11,6 @@ import httpx
 import typer
 
 from gateway.app import load_snapshot
-from gateway.checklist import Finding, Seen, examine
 from gateway.cli.check import report
 from gateway.cli.demo import KEYS
 from gateway.cli.exits import COULD_NOT_START, PROBLEM
@@ -19,7 +18,8 @@ from gateway.cli.keys import ConfigOption
 from gateway.cli.tokenizers import LiveOption
 from gateway.config.problems import ConfigInvalid
 from gateway.config.snapshot import Pool, Snapshot
-from gateway.inspecting import (
+from gateway.examining.checklist import Finding, Seen, examine
+from gateway.examining.inspecting import (
     Comparison,
     LoadedTokenizer,
     ReplicaReport,

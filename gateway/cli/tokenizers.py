@@ -14,7 +14,7 @@ from gateway.cli.exits import PROBLEM
 from gateway.cli.keys import ConfigOption
 from gateway.config.problems import ConfigInvalid
 from gateway.config.snapshot import Pool, Snapshot
-from gateway.inspecting import (
+from gateway.examining.inspecting import (
     SAMPLES,
     Comparison,
     LoadedTokenizer,

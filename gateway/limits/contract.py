@@ -1,6 +1,6 @@
 """What the limiter and its stores say to each other.
 
-    Limit     (config/snapshot.py) what routes.yaml says: so many units, over time or at a time, for whom
+    Limit     (config/snapshot/) what routes.yaml says: so many units, over time or at a time, for whom
     Account   one bucket of a limit: the limit itself, or its share for one tenant, key, model or pool
     Charge    so many units that a request wants from an account, and the least that it can do with
     Standing  how an account stands after a charge or an adjustment

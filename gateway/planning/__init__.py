@@ -6,6 +6,6 @@
     sizing.py     traffic and objectives -> replicas of each pool; held against a replay
     shares.py     pools whose share of the work is not their share of the capacity
 
-`gateway/calibrating.py` measures, `gateway/replay/` replays, `headgate calibrate` and `headgate plan` put it
-together.
+`gateway/examining/calibrating.py` measures, `gateway/replay/` replays, `headgate calibrate` and
+`headgate plan` put it together.
 """

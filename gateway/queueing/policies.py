@@ -1,6 +1,6 @@
 """Policies by name: what a pool's queue can do, for comparisons.
 
-A policy (config/snapshot.py, `Policy`) has three parts, each a choice of its own in routes.yaml:
+A policy (config/snapshot/scheduling.py, `Policy`) has three parts, each a choice of its own in routes.yaml:
 
     order      who is next: lanes, slack, sjf, fcfs           (`scheduler:`, orders.py)
     placement  on which of the replicas with room             (`placement:`, placements.py)

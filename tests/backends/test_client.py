@@ -23,7 +23,7 @@ from backends.contract import (
 from backends.transport import AiohttpTransport
 from tests.backends.loops import on_both_loops
 from tests.backends.scripted_server import Peer, ScriptedServer, scripted_server
-from tests.backends.test_transport import END, OK, PROMPTLY, STREAM, chunk, keep_alive, sends, until
+from tests.backends.transport.conformance import END, OK, PROMPTLY, STREAM, chunk, keep_alive, sends, until
 
 REQUEST = GenerateRequest(request_id="r1", model="m", stream=True, prompt="once")
 

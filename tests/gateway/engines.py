@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from backends.contract import Delta, Done, EngineAdapter, EngineError, ErrorKind, Event, GenerateRequest
 from backends.registry import REGISTRY
-from gateway.answer import Answer
+from gateway.answering.answer import Answer
 from gateway.call import Call, PromptCount
 from gateway.config.snapshot import Pool
 from gateway.fleet.ledger import ReplicaLedger

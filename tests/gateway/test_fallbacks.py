@@ -1,130 +1,26 @@
-"""The attempt loop: in which order, how often, for which reasons; and no slot is ever left behind."""
+"""The attempt loop: in which order, how often, for which reasons."""
 
 import asyncio
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from backends.contract import Delta, Done, ErrorKind, Usage
-from gateway.answer import Answer
-from gateway.config.snapshot import Policy, PriorityClass, QueueBounds, Timeouts
-from gateway.engine_errors import gateway_error_of
+from backends.contract import Delta
+from gateway.config.snapshot import QueueBounds, Timeouts
 from gateway.errors import (
-    BadRequest,
     ContextLengthExceeded,
     EngineFailed,
     EngineTimeout,
-    GatewayError,
     Unavailable,
-    UnsupportedByEngine,
 )
 from gateway.fallbacks import (
     MAX_ATTEMPTS,
     STEP_BUDGET,
-    Attempts,
-    RetryBudget,
-    pool_failed,
     streams_upstream,
 )
-from gateway.fleet.ledger import Slot
-from gateway.limits.limiter import Limiter
-from gateway.limits.memory import MemoryStore
-from gateway.queueing.pool_queue import lend
-from gateway.routing.router import choose_route
-from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.records import RecordBook
-from gateway.tokens.counting import Counting
-from tests.gateway.builders import Clock, a_call, a_limit, a_pool, a_queue, a_rule, a_snapshot, an_estimate
-from tests.gateway.engines import GOOD, ScriptedEngine, an_answer, an_error
-from tests.gateway.suspensions import cancel_everywhere
-
-BROKEN = an_error("engine")
-REFUSED = an_error("engine", "refused", reached=False, retryable=True)
-OVERLOADED = an_error("overloaded")
-TOO_LONG = an_error("context_length", "too long", retryable=False)
-CLIENT = an_error("client", "bad temperature", retryable=False, param="temperature")
-FATAL = an_error("engine", retryable=False)
-
-
-class Town:
-    """Pools of scripted engines, one rule over all of them, and one request."""
-
-    def __init__(
-        self, pools: dict[str, dict[str, ScriptedEngine]], *, pool_fields=None, limits=(), **rule_fields
-    ) -> None:
-        fields = pool_fields or {}
-        self.engines = {(pool, name): it for pool, engines in pools.items() for name, it in engines.items()}
-        self.pools = {
-            name: a_pool(name, replicas=engines, **{"in_flight": 1, **fields.get(name, {})})
-            for name, engines in pools.items()
-        }
-        self.clock = Clock(100.0)
-        self.snapshot = a_snapshot(
-            pools=self.pools.values(), rules=[a_rule(pools=list(pools), **rule_fields)], limits=limits
-        )
-        self.queues = {
-            name: a_queue(pool, self.clock, pools[name]) for name, pool in self.pools.items()
-        }  # fmt: skip
-        lend(self.queues)
-        self.others: Slot | None = None
-        """In the first pool, what others hold."""
-        self.metrics, self.budget, self.book = Metrics(), RetryBudget(self.clock), RecordBook()
-        counting = Counting.build(self.snapshot)  # its threads start with the first text that needs them
-        self.attempts = Attempts(self.queues, counting, self.budget, self.metrics, self.clock)
-        self.store = MemoryStore(self.clock)
-        self.limiter = Limiter(self.snapshot, self.store, self.metrics, self.clock)
-        self.record = self.book.open("id-1", "POST", "/", self.clock)
-
-    async def ask(self, call=None, estimate=None) -> Answer:
-        call = call or a_call(received=100.0)
-        estimate = estimate or an_estimate()
-        self.record = self.book.open("id-1", "POST", "/", self.clock)
-        route = choose_route(self.snapshot, call, estimate)
-        pools = [target.pool.name for target in route.chain if target.usable]
-        with await self.limiter.reserve(call, estimate, pools[:1]) as reservation:
-            return await self.attempts.first_answer(call, route, estimate, self.record, reservation)
-
-    async def refusal(self, *args, **kwargs) -> GatewayError:
-        with pytest.raises(GatewayError) as raised:
-            await self.ask(*args, **kwargs)
-        self.assert_at_rest()
-        return raised.value
-
-    @property
-    def sent(self) -> dict[str, int]:
-        """Requests per `pool/replica`, those without any left out."""
-        return {f"{p}/{r}": len(it.requests) for (p, r), it in self.engines.items() if it.requests}
-
-    def occupy(self, pool: str) -> list:
-        """Take every slot of a pool, for somebody else."""
-        queue = self.queues[pool]
-        return [ledger.take(1, 1, queue.dispatch) for ledger in queue.ledgers]
-
-    def assert_at_rest(self, *, held: int = 0) -> None:
-        """I1, I4: slots, tokens and attempts balance."""
-        for queue in self.queues.values():
-            assert queue.statistics().in_flight == held
-            assert queue.statistics().waiting == 0
-            assert held or queue.statistics().outstanding_tokens == 0
-        for engine in self.engines.values():
-            assert all(generation.cancelled for generation in engine.generations)
-        for pool in self.pools:
-            outcomes = ("ok", "error", "cancelled", "preempted")
-            counted = sum(self.metrics.attempts.labels(pool, each)._value.get() for each in outcomes)
-            assert counted == sum(n for name, n in self.sent.items() if name.startswith(f"{pool}/"))
-
-
-def good(*scripts) -> ScriptedEngine:
-    return ScriptedEngine(*scripts, GOOD)
-
-
-def bad(script=BROKEN) -> ScriptedEngine:
-    return ScriptedEngine(script)
-
-
-# --------------------------------------------------------------------------------------- the good way
+from tests.gateway.builders import a_call, a_pool, an_estimate
+from tests.gateway.engines import ScriptedEngine, an_error
+from tests.gateway.town import BROKEN, CLIENT, FATAL, OVERLOADED, REFUSED, TOO_LONG, Town, bad, good
 
 
 async def test_the_first_pool_answers():
@@ -170,9 +66,6 @@ async def test_all_output_of_all_prompts_is_in_the_books():
     town = Town({"a": {"r1": good()}})
     with await town.ask(estimate=an_estimate(12, 5, prompts=3)):
         assert town.queues["a"].statistics().outstanding_tokens == 27
-
-
-# ---------------------------------------------------------------------------------- replicas of a pool
 
 
 async def test_replicas_are_tried_best_first_each_at_most_once():
@@ -292,9 +185,6 @@ async def test_a_request_past_its_deadline_is_not_waited_for():
     town.assert_at_rest()
 
 
-# ------------------------------------------------------------------------------------------- the chain
-
-
 @pytest.mark.parametrize(
     ("error", "on", "hops"),
     [
@@ -405,8 +295,6 @@ async def test_a_failure_is_told_rather_than_the_wait_for_another_replica():
     town.assert_at_rest()
 
 
-# ------------------------------------------------------------------------------------------------- fit
-
 SHORT = {"a": {"total": 20}}
 
 
@@ -454,373 +342,6 @@ async def test_no_usable_pool_at_all():
     town = Town({"a": {"r1": good()}}, pool_fields=SHORT)
     assert isinstance(await town.refusal(*asks()), ContextLengthExceeded)
     assert town.sent == {}
-
-
-# -------------------------------------------------------------------------------------------- budgets
-
-
-async def test_an_exhausted_budget_ends_the_retries():
-    town = Town({"a": {"r1": bad(), "r2": good()}})
-    while town.budget.withdraw():
-        pass
-    await town.refusal()
-    assert town.sent == {"a/r1": 1}
-
-
-async def test_where_no_replica_is_left_no_retry_is_charged():
-    town = Town({"a": {"r1": bad()}})
-    for _ in range(300):
-        await town.refusal()
-    assert town.budget.withdraw()
-    assert town.budget._balance == pytest.approx(RetryBudget.CAP - 1)
-
-
-def test_a_budget_is_a_fifth_of_the_requests_and_ten_a_second():
-    clock = Clock()
-    budget = RetryBudget(clock)
-    assert sum(budget.withdraw() for _ in range(1000)) == 100, "the balance at the start"
-    for _ in range(11):
-        budget.deposit()
-    assert [budget.withdraw() for _ in range(3)] == [True, True, False]
-    clock.tick(0.5)
-    assert sum(budget.withdraw() for _ in range(100)) == 5
-    clock.tick(3600)
-    assert sum(budget.withdraw() for _ in range(1000)) == 100, "capped"
-
-
-def test_a_clock_that_steps_back_gives_no_retries():
-    clock = Clock(100.0)
-    budget = RetryBudget(clock)
-    while budget.withdraw():
-        pass
-    for now in (0.0, 100.0, 50.0, 100.0):
-        clock.now = now
-        assert not budget.withdraw()
-
-
-@given(st.lists(st.one_of(st.just("request"), st.just("retry"), st.floats(0, 3)), max_size=200))
-def test_retries_never_pass_the_budget(trace):
-    """P9, over any trace: start + a fifth of the requests + ten a second."""
-    clock = Clock()
-    budget = RetryBudget(clock)
-    requests = retries = 0
-    for step in trace:
-        if step == "request":
-            requests += 1
-            budget.deposit()
-        elif step == "retry":
-            retries += budget.withdraw()
-        else:
-            clock.tick(step)
-        assert retries <= 100 + 0.2 * requests + 10 * clock.now + 1e-6
-
-
-# ---------------------------------------------------------------------------------------------- cancel
-
-SCENARIOS = {
-    "answer": lambda: Town({"a": {"r1": good()}}),
-    "retry": lambda: Town({"a": {"r1": bad(), "r2": good()}}),
-    "error in the first events": lambda: Town({"a": {"r1": bad([BROKEN]), "r2": good()}}),
-    "hop": lambda: Town({"a": {"r1": bad(REFUSED), "r2": bad(FATAL)}, "b": {"r1": good()}}),
-    "refused": lambda: Town({"a": {"r1": bad(CLIENT)}}),
-    "all fail": lambda: Town({"a": {"r1": bad(), "r2": bad(REFUSED)}, "b": {"r1": bad()}}),
-    "lent": lambda: lending(),
-    "lent, and failed": lambda: lending(bad()),
-    "silence": lambda: Town(
-        {"a": {"r1": ScriptedEngine([None])}}, pool_fields={"a": {"timeouts": Timeouts(first_token=0.001)}}
-    ),
-}
-
-
-@pytest.mark.parametrize("when", ["waiting", "as it ends"])
-@pytest.mark.parametrize("name", SCENARIOS)
-async def test_cancelled_at_any_point_nothing_is_left(name, when):
-    """Technique 1 of the reliability sheet: every suspension point, two ways to be cancelled there."""
-    town: Town | None = None
-
-    async def scenario():
-        nonlocal town
-        town = SCENARIOS[name]()
-        return await town.ask(a_call(stream=True, received=100.0))
-
-    async def check(outcome) -> None:
-        assert town is not None
-        if isinstance(outcome, Answer):
-            outcome.release()
-        else:
-            assert isinstance(outcome, (asyncio.CancelledError, GatewayError))
-        if town.others is not None:
-            town.others.release()
-        town.assert_at_rest()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    assert await cancel_everywhere(scenario, check, when) >= 1
-
-
-@pytest.mark.parametrize("when", ["waiting", "as it ends"])
-async def test_cancelled_at_any_point_of_a_wait_in_the_queue(when):
-    """The slot is released in the meantime; whoever comes next must find it."""
-    town = Town({})
-
-    async def scenario():
-        nonlocal town
-        town = Town({"a": {"r1": good()}})
-        (slot,) = town.occupy("a")
-        loop = asyncio.get_running_loop()
-        loop.call_soon(lambda: loop.call_soon(lambda: loop.call_soon(slot.release)))
-        return await town.ask()
-
-    async def check(outcome) -> None:
-        if isinstance(outcome, Answer):
-            outcome.release()
-        for _ in range(5):
-            await asyncio.sleep(0)
-        town.assert_at_rest()
-        (await town.ask()).release()
-
-    assert await cancel_everywhere(scenario, check, when) >= 3
-
-
-# ------------------------------------------------------------------------------------ lent replicas
-
-
-def lending(engine: ScriptedEngine | None = None, *, fields=None, **rule_fields) -> Town:
-    """Pool a is full, and b (of another kind) lends to it."""
-    town = Town(
-        {"a": {"a1": good()}, "b": {"b1": engine or ScriptedEngine(engine="vllm")}},
-        pool_fields={"b": {"engine": "vllm", "lends_to": ("a",), "in_flight": 4, **(fields or {})}},
-        **rule_fields,
-    )
-    (town.others,) = town.occupy("a")
-    asyncio.get_running_loop().call_later(0.01, town.others.release)
-    return town
-
-
-async def test_an_idle_replica_of_a_later_pool_answers_who_waits():
-    """In that pool's words, under its limits, and everybody can see it."""
-    town = lending(
-        fields={"total": 300, "serves": {"llama": "ensemble"}},
-        limits=[a_limit(1, "concurrent", name="b-only", pools=("b",))],
-    )
-    with await town.ask(a_call(received=100.0, stream=True), an_estimate(asked=50)) as answer:
-        assert answer.target.pool.name == "b"
-        assert town.engines["b", "b1"].requests[0].model == "ensemble"
-        assert (town.record.pool, town.record.replica, town.record.queued_in) == ("b", "b1", "a")
-        assert town.queues["b"].statistics().lent == 1
-        assert town.metrics.lent.labels("b", "a")._value.get() == 1
-    town.others.release()
-    town.assert_at_rest()
-
-
-async def test_the_limits_of_the_pool_that_serves_hold():
-    """Where they refuse, the request waits on for its own pool."""
-    town = lending(limits=[a_limit(1, "tokens", name="b-only", pools=("b",))])
-    with await town.ask() as answer:
-        assert answer.target.pool.name == "a"
-        assert town.record.queued_in is None
-    assert town.sent == {"a/a1": 1}
-    town.assert_at_rest()
-
-
-async def test_nobody_is_lent_what_the_chain_does_not_lead_to():
-    for town in (
-        lending(fields={"lends_to": ()}),
-        lending(fields={"state": "cold"}),
-        lending(fields={"total": 12}),
-    ):
-        with await town.ask(estimate=an_estimate(asked=500)) as answer:
-            assert answer.target.pool.name == "a"
-        assert town.sent == {"a/a1": 1}
-
-
-async def test_where_the_lender_fails_the_pool_itself_answers():
-    town = lending(bad())
-    with await town.ask() as answer:
-        assert answer.target.pool.name == "a"
-        assert (town.record.pool, town.record.attempts, town.record.queued_in) == ("a", 2, None)
-    assert town.sent == {"b/b1": 1, "a/a1": 1}
-    town.assert_at_rest()
-
-
-# ---------------------------------------------------------------------------------------- preempted
-
-
-def contended(times: int = 1, **fields) -> Town:
-    """One slot; the engine says nothing to the first request, and answers the others."""
-    policy = Policy(preempt=times)
-    return Town({"a": {"r1": ScriptedEngine([None], GOOD)}}, pool_fields={"a": {"policy": policy, **fields}})
-
-
-def of_class(priority: PriorityClass, name: str):
-    return replace(a_call(received=100.0, stream=True, priority_class=priority), id=name)
-
-
-async def test_a_batch_request_gives_way_and_is_answered_all_the_same():
-    town = contended()
-    batch = asyncio.get_running_loop().create_task(town.ask(of_class(PriorityClass.batch, "batch")))
-    while not town.engines["a", "r1"].generations:
-        await asyncio.sleep(0)
-    record = town.record
-    with await town.ask(of_class(PriorityClass.interactive, "urgent")) as urgent:
-        assert urgent.first == [Delta(text="hi", tokens=1)]
-        assert not batch.done()
-        assert town.engines["a", "r1"].generations[0].cancelled, "the engine is told to stop"
-        assert town.queues["a"].statistics().in_flight == 1
-        assert [each.request_id for each in town.queues["a"].line(9)] == ["batch"]
-    with await batch as answer:
-        assert answer.first == [Delta(text="hi", tokens=1)]
-        assert (record.attempts, record.stage) == (1, "waiting"), "the client sees nothing of it"
-    assert town.metrics.attempts.labels("a", "preempted")._value.get() == 1
-    town.assert_at_rest()
-
-
-async def test_it_gives_way_so_often_and_no_more():
-    town = contended(1)
-    town.engines["a", "r1"]._scripts[:] = [[None], GOOD, [None], GOOD]
-    batch = asyncio.get_running_loop().create_task(town.ask(of_class(PriorityClass.batch, "batch")))
-    while not town.engines["a", "r1"].generations:
-        await asyncio.sleep(0)
-    (await town.ask(of_class(PriorityClass.interactive, "urgent"))).release()
-    while len(town.engines["a", "r1"].generations) < 3:
-        await asyncio.sleep(0)
-    second = asyncio.get_running_loop().create_task(
-        town.ask(of_class(PriorityClass.interactive, "urgent too"))
-    )
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert town.queues["a"].statistics().waiting == 1
-    batch.cancel()
-    (await second).release()
-    town.assert_at_rest()
-
-
-@pytest.mark.parametrize("when", ["waiting", "as it ends"])
-async def test_a_client_that_leaves_while_it_gives_way(when):
-    """Every suspension point of the preempted request; the urgent one is answered whatever happens."""
-    town = Town({})
-    urgent: asyncio.Task[Answer] | None = None
-
-    async def scenario():
-        nonlocal town, urgent
-        town = contended()
-        loop = asyncio.get_running_loop()
-
-        def come() -> None:
-            nonlocal urgent
-            urgent = loop.create_task(town.ask(of_class(PriorityClass.interactive, "urgent")))
-            urgent.add_done_callback(lambda task: task.result().release())
-
-        loop.call_soon(lambda: loop.call_soon(lambda: loop.call_soon(come)))
-        return await town.ask(of_class(PriorityClass.batch, "batch"))
-
-    async def check(outcome) -> None:
-        if isinstance(outcome, Answer):
-            outcome.release()
-        while urgent is None:
-            await asyncio.sleep(0)
-        if len(town.engines["a", "r1"].requests) < 2 and not urgent.done():
-            urgent.cancel()  # it has got the silence that was meant for the other
-        await asyncio.wait([urgent], timeout=1)
-        await asyncio.sleep(0)
-        town.assert_at_rest()
-
-    await cancel_everywhere(scenario, check, when)
-
-
-# ------------------------------------------------------------------------------------------- the answer
-
-
-def test_an_answer_is_released_once():
-    answer = an_answer(a_call(), a_pool(), GOOD)
-    ledger = answer.slot.ledger
-    with answer:
-        answer.note([Delta(text="a", tokens=3)])
-        assert ledger.outstanding_tokens == 2
-    answer.release()
-    assert (ledger.in_flight, ledger.outstanding_tokens) == (0, 0)
-    assert answer.generation.cancelled
-
-
-def test_an_answer_keeps_the_latest_usage():
-    """aigw#1633: a later event that tells less takes nothing away. Zero is a figure."""
-    answer = an_answer(a_call(), a_pool())
-    answer.note([Delta(text="a", tokens=2), Usage(prompt_tokens=5, completion_tokens=1)])
-    answer.note([Usage(completion_tokens=2), Usage(cached_tokens=0)])
-    assert (answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens) == (5, 2, 0)
-    assert not answer.ended
-    answer.note([Usage(completion_tokens=0), Done()])
-    assert (answer.completion_tokens, answer.counted_tokens, answer.ended) == (0, 2, True)
-
-
-@pytest.mark.parametrize(
-    ("usage", "cached"),
-    [
-        (Usage(prompt_tokens=16, cached_tokens=16), 16),
-        (Usage(prompt_tokens=16, cached_tokens=17), None),
-        (Usage(prompt_tokens=16, cached_tokens=10**9), None),
-        (Usage(prompt_tokens=10**9, cached_tokens=10**9), None),
-        (Usage(cached_tokens=10**9), None),
-        (Usage(cached_tokens=3), 3),
-    ],
-)
-def test_no_more_of_a_prompt_is_cached_than_there_is(usage: Usage, cached: int | None):
-    answer = an_answer(a_call(), a_pool())
-    answer.note([usage])
-    assert answer.cached_tokens == cached
-
-
-# ------------------------------------------------------------------------------------------- the words
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "reason", "status"),
-    [
-        (CLIENT, BadRequest, None, 400),
-        (an_error("unsupported"), UnsupportedByEngine, None, 400),
-        (TOO_LONG, ContextLengthExceeded, "too_long", 400),
-        (OVERLOADED, Unavailable, "overloaded", 503),
-        (an_error("timeout"), EngineTimeout, "failed", 504),
-        (an_error("not_found"), EngineFailed, "failed", 502),
-        (an_error("auth"), EngineFailed, "failed", 502),
-        (BROKEN, EngineFailed, "failed", 502),
-        (REFUSED, Unavailable, "unavailable", 503),
-    ],
-)
-def test_engine_errors_in_the_clients_vocabulary(error, kind, reason, status):
-    failed = pool_failed(error, a_call())
-    assert type(failed.error) is kind
-    assert (failed.reason, failed.error.status) == (reason, status)
-
-
-@pytest.mark.parametrize("kind", ErrorKind)
-@pytest.mark.parametrize("reached", [True, False])
-@pytest.mark.parametrize(
-    "message", ["", "Traceback: secret", "at http://secret:8000", "secret \x00\n/opt/secret/x"]
-)
-def test_no_engine_error_is_a_500_or_tells_a_secret(kind, reached, message):
-    """For every kind there is, S8."""
-    error = gateway_error_of(an_error(kind.value, message, reached=reached, retryable=False), a_call())
-    assert error.status in (400, 502, 503, 504)
-    assert error.message
-    assert "secret" not in error.message
-
-
-@pytest.mark.parametrize("kind", ["timeout", "not_found", "auth", "engine", "overloaded"])
-def test_only_a_clients_own_fault_is_told_in_the_engines_words(kind):
-    assert "plain words" not in gateway_error_of(an_error(kind, "plain words"), a_call()).message
-    assert gateway_error_of(an_error("client", "plain words"), a_call()).message == "plain words"
-
-
-def test_the_field_at_fault_is_named():
-    assert gateway_error_of(CLIENT, a_call()).param == "temperature"
-    assert gateway_error_of(TOO_LONG, a_call()).param == "messages"
-    assert gateway_error_of(TOO_LONG, a_call(dialect="completions")).param == "prompt"
-
-
-@pytest.mark.parametrize(("told", "expected"), [(None, 1.0), (7.0, 7.0), (900.0, 60.0)])
-def test_an_overloaded_engine_may_say_when(told, expected):
-    error = an_error("overloaded", retry_after=told)
-    assert gateway_error_of(error, a_call()).retry_after == expected
 
 
 @pytest.mark.parametrize(

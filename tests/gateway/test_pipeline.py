@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from backends.contract import Delta, Done, Event, Usage
-from gateway.answer import Answer
+from gateway.answering.answer import Answer
 from gateway.config.snapshot import Timeouts
 from gateway.errors import ClientGone, EngineFailed, EngineTimeout, GatewayError
 from gateway.fallbacks import Attempts, RetryBudget

@@ -17,7 +17,7 @@ import pytest
 
 from backends.llamacpp.adapter import LlamacppAdapter, LlamacppOptions
 from gateway.app import discovery_of, engine_at
-from gateway.calibrating import Calibrator, Load, shapes_of
+from gateway.examining.calibrating import Calibrator, Load, shapes_of
 from tests.conftest import not_run
 from tests.end_to_end.world import World, world
 from tests.real_llamacpp.server import CONTEXT, MODEL, SLOTS, LlamaServer, program, running

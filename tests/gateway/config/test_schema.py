@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.config import schema
+from gateway.config.schema.editors import json_schema
 
 REPO = Path(__file__).resolve().parents[3]
 
@@ -16,7 +16,7 @@ REPO = Path(__file__).resolve().parents[3]
 def test_the_committed_schema_is_current() -> None:
     """Else run: python -m gateway.config.schema > gateway/config/routes.schema.json"""
     committed = json.loads((REPO / "gateway/config/routes.schema.json").read_text())
-    assert committed == schema.json_schema()
+    assert committed == json_schema()
 
 
 def keys(node: Any) -> Iterator[str]:
@@ -41,19 +41,19 @@ def words(node: Any) -> Iterator[str]:
             yield from words(item)
 
 
-@pytest.mark.parametrize("name", sorted({*keys(schema.json_schema()), *words(schema.json_schema())}))
+@pytest.mark.parametrize("name", sorted({*keys(json_schema()), *words(json_schema())}))
 def test_the_reference_page_names_every_key_and_word(name: str) -> None:
     assert f"`{name}`" in (REPO / "docs/routes.md").read_text()
 
 
 def test_every_key_has_a_description_for_editors() -> None:
-    for name, definition in schema.json_schema()["$defs"].items():
+    for name, definition in json_schema()["$defs"].items():
         for key, value in definition.get("properties", {}).items():
             assert value.get("description"), f"{name}.{key}"
 
 
 def test_editors_may_see_a_variable_where_a_number_is_wanted() -> None:
-    limits = schema.json_schema()["$defs"]["PoolLimits"]["properties"]["in_flight"]
+    limits = json_schema()["$defs"]["PoolLimits"]["properties"]["in_flight"]
     alternatives = json.dumps(limits)
     assert '"type": "integer"' in alternatives
     assert r"\\$\\{" in alternatives

@@ -13,8 +13,7 @@ from gateway.limits.memory import MemoryStore
 from gateway.limits.redis_store import RedisStore
 from tests.gateway.builders import Clock, a_limit
 from tests.gateway.limits.conformance import START, an_account
-from tests.gateway.limits.redis_bench import a_store, arrived, until
-from tests.gateway.limits.test_redis_faults import proxied, take, used
+from tests.gateway.limits.redis_bench import a_store, arrived, proxied, take, until, used
 from tests.redis_server import RedisServer, free_port
 
 

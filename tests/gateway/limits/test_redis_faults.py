@@ -1,75 +1,37 @@
-"""Every fault of Redis that is named in docs/redis.md, against a real server behind a proxy. Each test shows
-that its fault took effect, by what the proxy or the server counted."""
+"""Every fault of Redis that is named in docs/redis.md as it is first seen, on the connection, against a real
+server behind a proxy. Each test shows that its fault took effect, by what the proxy or the server counted.
+
+What was done and not told is in test_redis_effects.py; what becomes of processes, in test_redis_processes.py.
+"""
 
 import asyncio
 import logging
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from gateway.limits import redis_store
-from gateway.limits.contract import Account, Adjustment, Charge, Standing, StoreUnavailable, Verdict
-from gateway.limits.failover import FailoverStore
-from gateway.limits.memory import MemoryStore
+from gateway.limits.contract import Account, Adjustment, Charge, Standing, StoreUnavailable
 from gateway.limits.redis_store import RedisStore
 from tests.conftest import REPO
-from tests.fault_proxy import FaultProxy
 from tests.gateway.builders import a_limit
 from tests.gateway.limits.conformance import an_account
-from tests.gateway.limits.redis_bench import a_store, arrived, until
+from tests.gateway.limits.redis_bench import (
+    SLACK,
+    TIMEOUT,
+    a_store,
+    arrived,
+    budgets,
+    proxied,
+    take,
+    timed,
+    until,
+    used,
+)
 from tests.gateway.suspensions import When, cancel_everywhere
 from tests.redis_server import RedisServer
-
-TIMEOUT = 0.1
-"""Seconds: as by default."""
-SLACK = 0.15
-"""Seconds by which a busy machine may be late."""
-
-
-@asynccontextmanager
-async def proxied(
-    server: RedisServer, namespace: str, **settings: Any
-) -> AsyncIterator[tuple[FaultProxy, RedisStore]]:
-    """A store that reaches the server through a proxy, connected."""
-    settings = {"timeout": TIMEOUT, "probe_every": 0.05, **settings}
-    async with FaultProxy(server.port) as proxy, a_store(proxy.url, namespace, **settings) as store:
-        await store.look([an_account(a_limit(1))])
-        yield proxy, store
-
-
-async def take(
-    store: Any, account: Account, amount: int, holding: str = "one", least: int | None = None
-) -> Verdict:
-    charge = Charge(account, amount, amount if least is None else least)
-    verdict: Verdict = await store.reserve(holding, [charge])
-    return verdict
-
-
-async def used(store: Any, *accounts: Account) -> list[int]:
-    return [standing.used for standing in await store.look(accounts)]
-
-
-async def timed(store: Any, account: Account) -> float:
-    """Seconds until the store cannot tell."""
-    began = time.monotonic()
-    with pytest.raises(StoreUnavailable):
-        await take(store, account, 1, "timed")
-    return time.monotonic() - began
-
-
-def budgets(*amounts: int) -> list[Account]:
-    """Accounts that do not drain within a test."""
-    return [an_account(a_limit(amount, calendar="month", name=f"b{n}")) for n, amount in enumerate(amounts)]
-
-
-# ------------------------------------------------------------------------------- F31: whose reply is it
 
 
 @pytest.mark.parametrize("when", ["waiting", "as it ends", "twice"])
@@ -181,9 +143,6 @@ async def test_a_reply_that_nobody_asked_for_ends_the_connection(
         assert await used(store, *budgets(10)) == [0]
 
 
-# ------------------------------------------------------------------------- F32: nobody answers any more
-
-
 async def opens_and_closes(store: RedisStore, account: Account, heal: Callable[[], None]) -> None:
     """No request waits longer than one timeout until the breaker opens, then none; healed, it closes."""
     waits = []
@@ -239,9 +198,6 @@ async def test_many_wait_together_one_timeout_at_most(redis_server: RedisServer,
         assert max(waits) < TIMEOUT + SLACK
         assert time.monotonic() - began < TIMEOUT + SLACK
         assert proxy.swallowed > 5000
-
-
-# ------------------------------------------------------------------- F33: refused, reset, started again
 
 
 async def test_a_refused_connection_is_known_at_once(redis_server: RedisServer, namespace: str) -> None:
@@ -305,9 +261,6 @@ async def test_a_server_that_starts_again_has_empty_keys(own_redis: RedisServer,
         assert (await take(store, account, 10, "after")).granted
 
 
-# --------------------------------------------------------------------------------------- F34: slow
-
-
 async def test_slow_is_still_one_round_trip(redis_server: RedisServer, namespace: str) -> None:
     """80 ms away, and 30 requests at any moment of others' flight: each takes one round trip, none queues."""
     async with proxied(redis_server, namespace, timeout=0.5) as (proxy, store):
@@ -330,9 +283,6 @@ async def test_slow_is_still_one_round_trip(redis_server: RedisServer, namespace
         assert sorted(waits)[15] < 0.12
         assert redis_server.calls("evalsha") + redis_server.calls("eval") - executed == 30
         assert proxy.delayed >= 30
-
-
-# ------------------------------------------------------ F35: a server that is not, or not yet, the one
 
 
 async def test_a_replica_is_left_and_found_again_as_master(own_redis: RedisServer, namespace: str) -> None:
@@ -391,9 +341,6 @@ async def test_a_loading_server_is_waited_for(own_redis: RedisServer, namespace:
     finally:
         await started
         own_redis.options = options
-
-
-# --------------------------------------------------------------------------- F36: scripts unknown
 
 
 async def test_scripts_that_the_server_forgot_are_sent_whole(
@@ -455,328 +402,6 @@ async def test_a_user_that_may_do_no_more_than_needed(own_redis: RedisServer, na
         assert await used(store, accounts[0]) == [0]
         assert (store.link.up, store.link.opened, store.link.dropped) == (True, 0, 0)
     assert not own_redis.client.acl_log(), "nothing was denied"
-
-
-# ----------------------------------------------------------------- F37: executed, but nobody was told
-
-
-async def test_a_charge_whose_answer_was_lost_is_given_back_once(
-    redis_server: RedisServer, namespace: str
-) -> None:
-    """The proxy cuts the reply: partial grants of a rate, a budget and a level go back as they were
-    granted."""
-    async with proxied(redis_server, namespace, timeout=5.0) as (proxy, store):
-        accounts = [*budgets(100, 3), an_account(a_limit(5, "concurrent"))]
-        assert (await store.reserve("other", [Charge(a, 2, 2) for a in accounts])).granted
-        written = redis_server.calls("zadd")
-        proxy.cut_after = 1
-        with pytest.raises(StoreUnavailable):
-            await store.reserve(
-                "lost", [Charge(accounts[0], 9, 9), Charge(accounts[1], 9, 1), Charge(accounts[2], 9, 1)]
-            )
-        assert proxy.cuts == 1
-        assert redis_server.calls("zadd") >= written + 2, "it was executed"
-        await arrived(store)
-        assert await used(store, *accounts) == [2, 2, 2]
-        assert not redis_server.client.keys(f"{{{namespace}}}:granted:*")
-
-
-async def test_the_undoing_is_itself_lost(redis_server: RedisServer, namespace: str) -> None:
-    """It is sent again, and has its effect once."""
-    async with proxied(redis_server, namespace, timeout=5.0) as (proxy, store):
-        (account,) = budgets(100)
-        await take(store, account, 50, "other")
-        for cut in range(1, 4):
-            proxy.cut_after = 1
-            with pytest.raises(StoreUnavailable):
-                await take(store, account, 7, f"lost-{cut}")
-            proxy.cut_after = 1  # the answer to the greeting, or to the undoing
-            await until(lambda cut=cut: proxy.cuts == 2 * cut)
-            await arrived(store)
-            assert await used(store, account) == [50]
-
-
-async def test_a_settlement_whose_answer_was_lost_counts_once(
-    redis_server: RedisServer, namespace: str
-) -> None:
-    async with proxied(redis_server, namespace, timeout=5.0) as (proxy, store):
-        (account,) = budgets(100)
-        for cut in (1, 2):
-            await take(store, account, 20, "h")
-            sent = redis_server.calls("zrem")
-            proxy.cut_after = 1
-            store.adjust("h", [Adjustment(account, -15)], final=True)
-            await until(lambda cut=cut: proxy.cuts == cut)
-            await arrived(store)
-            assert redis_server.calls("zrem") == sent + 1, "executed once"
-            assert await used(store, account) == [5 * cut]
-
-
-async def test_an_undoing_that_comes_first_keeps_the_charge_from_happening(
-    redis_server: RedisServer, namespace: str
-) -> None:
-    """A stalled server may execute what it was sent on an old connection after what came on a new one."""
-    async with proxied(redis_server, namespace) as (_, store):
-        (account,) = budgets(100)
-        store._undo("h", f"{store._me}.{store._steps + 1:x}", [Charge(account, 7, 7)])
-        await arrived(store)
-        with pytest.raises(StoreUnavailable, match="given up"):
-            await take(store, account, 7, "h")
-        assert await used(store, account) == [0]
-        assert (await take(store, account, 7, "h")).granted, "another step of it may"
-
-
-async def test_settlements_wait_for_redis(redis_server: RedisServer, namespace: str) -> None:
-    """1,000 requests end while it is away; corrections on the way go with the last one."""
-    async with proxied(redis_server, namespace, timeout=1.0) as (proxy, store):
-        (account,) = budgets(100_000)
-        for number in range(1000):
-            await take(store, account, 10, f"h{number}")
-        await proxy.refuse()
-        proxy.reset()
-        await until(lambda: not store.link.up)
-        for number in range(1000):
-            store.adjust(f"h{number}", [Adjustment(account, 5)], final=False)
-            store.adjust(f"h{number}", [Adjustment(account, -3)], final=True)
-        assert store.link.kept == 1000
-        await proxy.listen()
-        await until(lambda: store.link.up and not store.link.kept)
-        assert await used(store, account) == [12_000]
-        assert store.link.dropped == 0
-
-
-async def test_settlements_that_are_too_many_are_counted(redis_server: RedisServer, namespace: str) -> None:
-    """What is kept for Redis is bounded."""
-    async with proxied(redis_server, namespace, timeout=1.0, keep=10) as (proxy, store):
-        (account,) = budgets(1000)
-        for number in range(30):
-            await take(store, account, 10, f"h{number}")
-        await proxy.refuse()
-        proxy.reset()
-        await until(lambda: not store.link.up)
-        for number in range(30):
-            store.adjust(f"h{number}", [Adjustment(account, -10)], final=True)
-        assert (store.link.kept, store.link.dropped) == (10, 20)
-        await proxy.listen()
-        await until(lambda: store.link.up and not store.link.kept)
-        assert await used(store, account) == [200]
-
-
-# -------------------------------------------------------------------- F38: full, and wrong values
-
-
-async def test_a_full_server_charges_nothing_and_takes_settlements(
-    own_redis: RedisServer, namespace: str
-) -> None:
-    """OOM at the first write: all or nothing. It counts as down until it can write again."""
-    async with a_store(own_redis.url, namespace, timeout=1.0, probe_every=0.05) as store:
-        accounts = [*budgets(100, 100), an_account(a_limit(5, "concurrent"))]
-        charges = [Charge(account, 2, 2) for account in accounts]
-        assert (await store.reserve("before", charges)).granted
-        own_redis.client.config_set("maxmemory", 1)
-        own_redis.client.config_set("maxmemory-policy", "noeviction")
-        with pytest.raises(StoreUnavailable, match="maxmemory"):
-            await store.reserve("full", charges)
-        assert await used(store, *accounts) == [2, 2, 2]
-        store.adjust("before", [Adjustment(account, -2) for account in accounts[:2]], final=True)
-        await arrived(store)
-        assert await used(store, *accounts) == [0, 0, 0], "settling frees memory: it begins with a removal"
-        for _ in range(5):
-            with suppress(StoreUnavailable):
-                await store.reserve("full", charges)
-        assert not store.link.up
-        await asyncio.sleep(0.2)
-        assert not store.link.up, "the greeting writes, so a full server does not pass for well"
-        assert own_redis.client.info("errorstats")["errorstat_OOM"]["count"] >= 3
-        own_redis.client.config_set("maxmemory", 0)
-        await until(lambda: store.link.up)
-        assert (await store.reserve("after", charges)).granted
-
-
-async def test_a_flushed_server_starts_limits_anew(own_redis: RedisServer, namespace: str) -> None:
-    """FLUSHALL in the middle of requests: no error, and their ends change nothing."""
-    async with a_store(own_redis.url, namespace, timeout=1.0) as store:
-        accounts = [*budgets(10), an_account(a_limit(3, "concurrent"))]
-        assert (await store.reserve("h", [Charge(account, 3, 3) for account in accounts])).granted
-        own_redis.client.flushall()
-        assert await used(store, *accounts) == [0, 0]
-        assert (await store.reserve("i", [Charge(account, 2, 2) for account in accounts])).granted
-        store.beat()
-        store.adjust("h", [Adjustment(accounts[0], 1)], final=False)
-        store.adjust("h", [Adjustment(accounts[0], -1)], final=True)
-        await arrived(store)
-        assert await used(store, *accounts) == [2, 2]
-        assert (store.link.up, store.link.opened) == (True, 0)
-
-
-WRONG = {
-    "list": lambda client, key: client.rpush(key, "x"),
-    "hash": lambda client, key: client.hset(key, "a", "b"),
-    "zset": lambda client, key: client.zadd(key, {"x": 1}),
-    "string": lambda client, key: client.set(key, "nonsense"),
-    "empty": lambda client, key: client.set(key, ""),
-    "huge": lambda client, key: client.set(key, "r 99999999999999999999 0 0"),
-    "binary": lambda client, key: client.set(key, b"\xff\x00r 1 2"),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-async def test_wrong_values_are_rebuilt(redis_server: RedisServer, namespace: str, wrong: str) -> None:
-    """WRONGTYPE or nonsense under each of the keys: looked at it is empty, charged it is made anew."""
-    limits = [a_limit(10), a_limit(10, calendar="day", name="daily"), a_limit(10, "concurrent")]
-    accounts = [an_account(limit) for limit in limits]
-    charges = [Charge(account, 4, 4) for account in accounts]
-    async with a_store(redis_server.url, namespace) as store:
-        assert (await store.reserve("h", charges)).granted
-        await arrived(store)
-        keys = redis_server.client.keys(f"{{{namespace}}}:*")
-        assert len(keys) == 6, keys
-        store.adjust("h", [], final=True)
-        await arrived(store)
-        for number, key in enumerate(keys):
-            redis_server.client.delete(*keys)
-            WRONG[wrong](redis_server.client, key)
-            assert await used(store, *accounts) == [0, 0, 0]
-            verdict = await store.reserve(f"h{number}", charges)
-            assert verdict.granted, verdict
-            assert [standing.used for standing in verdict.standings] == [4, 4, 4]
-            store.beat()
-            await arrived(store)
-            assert await used(store, *accounts) == [4, 4, 4]
-            store.adjust(f"h{number}", [Adjustment(account, -1) for account in accounts[:2]], final=True)
-            await arrived(store)
-            assert await used(store, *accounts) == [3, 3, 0]
-        assert (store.link.up, store.link.opened, store.link.dropped) == (True, 0, 0)
-
-
-async def test_wrong_values_in_holders(redis_server: RedisServer, namespace: str) -> None:
-    """A level's own numbers are nonsense: it is rebuilt."""
-    account = an_account(a_limit(10, "concurrent"))
-    async with a_store(redis_server.url, namespace) as store:
-        for number, field in enumerate(("=", "h")):
-            assert (await take(store, account, 4, f"h{number}")).granted
-            redis_server.client.hset(
-                f"{{{namespace}}}:n:{account.key}", field if field == "=" else f"h{number}", "?"
-            )
-            verdict = await take(store, account, 2, f"i{number}")
-            assert verdict.granted
-            for holding in (f"h{number}", f"i{number}"):
-                store.adjust(holding, [], final=True)
-            await arrived(store)
-            assert await used(store, account) == [0]
-
-
-# ---------------------------------------------------------------------------------- F39: a partition
-
-
-async def test_a_partition_grants_one_amount_more_at_most(redis_server: RedisServer, namespace: str) -> None:
-    """Two processes are cut off, each spends its share; healed, they go on from what Redis knew."""
-    (account,) = budgets(100)
-
-    async def spend(store: FailoverStore, name: str) -> int:
-        granted = 0
-        for number in range(200):
-            granted += (await take(store, account, 1, f"{name}{number}")).granted
-        return granted
-
-    async with (
-        proxied(redis_server, namespace, timeout=1.0) as (proxy_1, one),
-        proxied(redis_server, namespace, timeout=1.0) as (proxy_2, two),
-    ):
-        stores = [
-            FailoverStore(store, MemoryStore(), lambda store=store: store.processes) for store in (one, two)
-        ]
-        one.beat()
-        await until(lambda: (one.processes, two.processes) == (2, 2))
-        before = await spend(stores[0], "a")
-        assert before == 100
-        for proxy, store in ((proxy_1, one), (proxy_2, two)):
-            await proxy.refuse()
-            proxy.reset()
-            await until(lambda store=store: not store.link.up)
-        apart = [await spend(store, f"{n}-apart-") for n, store in enumerate(stores)]
-        assert apart == [50, 50]
-        for proxy, store in ((proxy_1, one), (proxy_2, two)):
-            await proxy.listen()
-            await until(lambda store=store: store.link.up)
-        assert [await spend(store, f"{n}-after-") for n, store in enumerate(stores)] == [0, 0]
-
-
-# ------------------------------------------------------------- F43: killed processes, and their slots
-
-
-CHILD = """
-import asyncio, sys
-from tests.gateway.limits.redis_bench import a_store
-from tests.gateway.limits.test_redis_faults import a_limit, an_account, take
-
-async def main():
-    async with a_store(sys.argv[1], sys.argv[2], lease=1.0, beat=0.3) as store:
-        assert (await take(store, an_account(a_limit(3, "concurrent")), 3)).granted
-        print("holds", flush=True)
-        await asyncio.sleep(60)
-
-asyncio.run(main())
-"""
-
-
-async def test_a_killed_process_gives_its_slots_back(redis_server: RedisServer, namespace: str) -> None:
-    """While it lives they are its own, far beyond one lease; SIGKILLed, they are free within one."""
-    lease = 1.0
-    account = an_account(a_limit(3, "concurrent"))
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, redis_server.url, namespace],
-        cwd=REPO, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(REPO)},
-    )  # fmt: skip
-    try:
-        assert child.stdout is not None
-        assert await asyncio.to_thread(child.stdout.readline) == b"holds\n"
-        async with a_store(redis_server.url, namespace, lease=lease, beat=0.3) as store:
-            end = time.monotonic() + 2.2 * lease
-            while time.monotonic() < end:
-                assert not (await take(store, account, 1)).granted
-                await asyncio.sleep(0.1)
-            assert store.processes == 2
-            child.send_signal(signal.SIGKILL)
-            child.wait(timeout=5)
-            killed = time.monotonic()
-            while not (await take(store, account, 3)).granted:
-                await asyncio.sleep(0.02)
-            assert time.monotonic() - killed < lease + 0.3
-            await until(lambda: store.processes == 1)
-    finally:
-        child.kill()
-        child.wait(timeout=5)
-        child.stdout.close()
-
-
-def test_slots_of_the_dead_are_back_within_30_seconds() -> None:
-    """A slot is renewed at the last heartbeat before the end at the latest; two heartbeats may be lost."""
-    assert redis_store.LEASE < 30
-    assert 3 * redis_store.BEAT < redis_store.LEASE
-
-
-async def test_slots_outlive_an_outage_longer_than_their_lease(
-    redis_server: RedisServer, namespace: str
-) -> None:
-    """Nobody could renew them, so they ran out; but they are held, and count again as soon as Redis is
-    back."""
-    account = an_account(a_limit(10, "concurrent"))
-    async with proxied(redis_server, namespace, timeout=1.0, lease=0.3, beat=0.1) as (proxy, store):
-        await take(store, account, 4)
-        await proxy.refuse()
-        proxy.reset()
-        async with a_store(redis_server.url, namespace) as other:
-            assert await used(other, account) == [4]
-            await asyncio.sleep(0.45)
-            assert await used(other, account) == [0]
-            await proxy.listen()
-            await until(lambda: store.link.up)
-            await arrived(store)
-            assert await used(other, account) == [4]
-
-
-# --------------------------------------------------------------------------------- odds and ends
 
 
 @pytest.mark.parametrize("size", [1, 7])

@@ -14,8 +14,7 @@ import redis
 from gateway.limits.contract import StoreUnavailable
 from tests.gateway.builders import a_limit
 from tests.gateway.limits.conformance import an_account
-from tests.gateway.limits.redis_bench import a_store, until
-from tests.gateway.limits.test_redis_faults import budgets, take, used
+from tests.gateway.limits.redis_bench import a_store, budgets, take, until, used
 from tests.redis_server import RedisServer, free_port, needs_redis, running_redis
 
 
