@@ -7,7 +7,7 @@ for real, and at temperature 0 it says the same thing twice.
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ from backends.llamacpp.adapter import LlamacppAdapter, LlamacppOptions
 from gateway.app import discovery_of, engine_at
 from gateway.examining.calibrating import Calibrator, Load, shapes_of
 from tests.conftest import not_run
-from tests.end_to_end.world import World, world
-from tests.real_llamacpp.server import CONTEXT, MODEL, SLOTS, LlamaServer, program, running
-
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+from tests.end_to_end.world import world
+from tests.real_engines.asking import STREAM, ask, told, until
+from tests.real_engines.llamacpp_server import CONTEXT, MODEL, SLOTS, LlamaServer, program, running
 
 
 @pytest.fixture(scope="module")
@@ -35,42 +34,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer]:
 
 def pool(llama: LlamaServer) -> dict[str, Any]:
     return {"kind": "llamacpp", "url": llama.url, "served": MODEL}
-
-
-def ask(text: str = "Who opens the gate in spring?", **more: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": text}]
-    return {"model": "m", "messages": messages, "max_tokens": 12, "temperature": 0, **more}
-
-
-async def told(here: World, **asked: Any) -> tuple[list[str], list[str | None], Any, httpx.Headers]:
-    """Texts and finish reasons by choice, usage, headers; streamed or not."""
-    async with here.sdk() as sdk:
-        create = sdk.chat.completions.with_raw_response.create
-        if not asked.get("stream"):
-            raw = await create(**asked)
-            whole = raw.parse()
-            choices = sorted(whole.choices, key=lambda choice: choice.index)
-            texts = [choice.message.content or "" for choice in choices]
-            return texts, [choice.finish_reason for choice in choices], whole.usage, raw.headers
-        raw = await create(**asked, stream_options={"include_usage": True})
-        said: dict[int, str] = {}
-        reasons: dict[int, str | None] = {}
-        usage = None
-        async for chunk in raw.parse():
-            usage = chunk.usage or usage
-            for choice in chunk.choices:
-                said[choice.index] = said.get(choice.index, "") + (choice.delta.content or "")
-                reasons[choice.index] = choice.finish_reason or reasons.get(choice.index)
-        return [said[at] for at in sorted(said)], [reasons[at] for at in sorted(said)], usage, raw.headers
-
-
-async def until(what: str, condition: Callable[[], bool], seconds: float = 10) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            while not await asyncio.to_thread(condition):
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(f"waited in vain for {what}")
 
 
 # ------------------------------------------------------------------------------------------ what it is
