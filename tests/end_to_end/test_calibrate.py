@@ -16,6 +16,7 @@ NEAR = {"step_s": 0.10, "token_s": 0.20, "kv_token_s": 0.5}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_the_constants_of_a_simulated_engine_come_back(tmp_path: Path) -> None:
     """Fitted over HTTP, written, read again, and used by the next engine."""
     out = tmp_path / "profile.json"
@@ -24,6 +25,7 @@ def test_the_constants_of_a_simulated_engine_come_back(tmp_path: Path) -> None:
         done = headgate(
             "calibrate", "--url", url, "--out", out, "--rounds", 2, "--max-prompt", 2048,
             "--max-concurrency", 8, "--max-seconds", 25, "--name", "quarter",
+            seconds=180,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "is vllm" in done.stderr

@@ -20,12 +20,12 @@ from tests.end_to_end.world import KEY, routes
 SHIPPED = REPO / "routes.yaml"
 
 
-def headgate(*arguments: object, **environ: str) -> "subprocess.CompletedProcess[str]":
+def headgate(*arguments: object, seconds: float = 50, **environ: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "gateway", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=seconds,
         cwd=REPO,
         env={**os.environ, **environ},
     )

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -343,6 +344,27 @@ async def test_a_loading_server_is_waited_for(own_redis: RedisServer, namespace:
         own_redis.options = options
 
 
+async def test_a_lost_connection_is_written_to_no_more(redis_server: RedisServer, namespace: str) -> None:
+    """Whenever it is lost, while something is being sent as well, what wrote to it ends: a second writer
+    would take calls, and their replies would reach others."""
+    (account,) = budgets(1000)
+    async with a_store(redis_server.url, namespace, opens_after=1000) as store:
+        await take(store, account, 1, "kept")
+        for steps in range(12):
+            store.adjust("kept", [Adjustment(account, 1)], final=False)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            store.link._lose("lost by the test")
+            with suppress(StoreUnavailable):
+                await used(store, account)
+            assert (await used(store, account))[0] > 0
+            writers = [task for task in asyncio.all_tasks() if task.get_name() == "limits: to Redis"]
+            assert len(writers) == 1, steps
+
+
+# --------------------------------------------------------------------------- F36: scripts unknown
+
+
 async def test_scripts_that_the_server_forgot_are_sent_whole(
     redis_server: RedisServer, namespace: str
 ) -> None:
@@ -358,6 +380,41 @@ async def test_scripts_that_the_server_forgot_are_sent_whole(
             assert all(verdict.granted for verdict in verdicts)
             assert redis_server.calls("eval") > whole
         assert await used(store, account) == [31]
+
+
+async def test_a_slot_given_back_is_free_for_who_asks_afterwards(
+    own_redis: RedisServer, namespace: str
+) -> None:
+    """Who gives a slot back and then asks for one is heard in that order, whether both leave in one batch, or
+    the end leaves first and the server, which is new, does not know its script."""
+    account = an_account(a_limit(1, "concurrent"))
+    async with a_store(own_redis.url, namespace) as store:
+        assert (await take(store, account, 1, "a")).granted
+        own_redis.pause()
+        store.adjust("a", [], final=True)
+        await until(lambda: len(store.link._flight) == 1)  # the end, unanswered
+        async with asyncio.TaskGroup() as tasks:
+            asked = tasks.create_task(take(store, account, 1, "b"))
+            await until(lambda: len(store.link._flight) == 2)
+            own_redis.resume()
+        assert asked.result().granted
+        for last, holding in pairwise("bcdef"):
+            store.adjust(last, [], final=True)
+            assert (await take(store, account, 1, holding)).granted
+
+
+async def test_what_is_charged_on_the_way_arrives_before_the_end(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    """Corrections that leave in one batch with the end are of an open reservation still."""
+    (account,) = budgets(1000)
+    async with a_store(redis_server.url, namespace) as store:
+        for turn in range(1, 4):
+            await take(store, account, 1, f"{turn}")
+            store.adjust(f"{turn}", [Adjustment(account, 5)], final=False)
+            store.adjust(f"{turn}", [Adjustment(account, -2)], final=True)
+            await arrived(store)
+            assert await used(store, account) == [4 * turn]
 
 
 async def test_cancelled_while_its_script_is_unknown(redis_server: RedisServer, namespace: str) -> None:
