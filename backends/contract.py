@@ -206,6 +206,8 @@ class Metadata:
     vocabulary: Vocabulary | None = None
     decoupled: bool | None = None
     """Whether a Triton model may send more than one response, without which it cannot stream."""
+    template_takes_tools: bool | None = None
+    """Whether its chat template has a place for tools. Without one, an engine may drop them in silence."""
     inputs: tuple[str, ...] | None = None
     outputs: tuple[str, ...] | None = None
     """Tensor names of a Triton model."""
@@ -305,11 +307,20 @@ class ErrorKind(enum.StrEnum):
     CLIENT = "client"  # the request is refused, here and on every replica
     CONTEXT_LENGTH = "context_length"  # prompt, or prompt + output, too long
     UNSUPPORTED = "unsupported"  # a good request that this engine cannot serve
+    NO_ROUTE = "no_route"  # the engine lacks the whole route, as one does whose model is of another sort
     NOT_FOUND = "not_found"  # the engine lacks the model that the gateway asked for
     AUTH = "auth"  # the engine refuses the gateway's credentials
     OVERLOADED = "overloaded"  # backpressure; neither fault nor breaker
     TIMEOUT = "timeout"  # the engine gave up, or was given up, on time
     ENGINE = "engine"  # it broke, lied, or stopped in the middle
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the engine is in order, and every replica of its pool would say the same of the request."""
+        return self in _REFUSALS
+
+
+_REFUSALS = frozenset({ErrorKind.CLIENT, ErrorKind.CONTEXT_LENGTH, ErrorKind.UNSUPPORTED, ErrorKind.NO_ROUTE})
 
 
 class EngineError(Exception):
@@ -396,9 +407,12 @@ class Doors(Protocol):
     """By the release that the adapter was written from, `chat` and `completions` among them."""
     possible: frozenset[Door]
     """What some release may serve, or one behind a proxy: more than `served`, or the same."""
+    adapted: frozenset[Door]
+    """Those native ones at which the engine can be asked for a LoRA adapter."""
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
-        """The native body, with the engine's model name, the bound, and nothing else changed."""
+        """The native body, with the engine's model name, or its adapter's, the bound, whether to stream, and
+        nothing else changed."""
 
     def decoder(self, request: GenerateRequest) -> Decoder:
         """A fresh decoder for the answer: its deltas, usage and end carry, in `raw`, all bytes that a client

@@ -10,7 +10,6 @@ A dialect subclasses `AnswerDecoder` and says what an event, a document and the 
 
 import json
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,14 +20,12 @@ from backends.contract import Delta, Done, EngineError, ErrorKind, Event, Failur
 from backends.sse import MAX_EVENT_BYTES, SseFramer
 
 __all__ = [
-    "AnswerDecoder", "Classify", "EngineWords", "engine_words", "kind_of_status", "lenient_json",
-    "says_too_long", "token_count",
+    "AnswerDecoder", "Classify", "EngineWords", "engine_words", "lenient_json", "token_count",
 ]  # fmt: skip
 
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 _MAX_MESSAGE_CHARACTERS = 2000
-_NEVER_RETRYABLE = frozenset({ErrorKind.CLIENT, ErrorKind.CONTEXT_LENGTH, ErrorKind.UNSUPPORTED})
 _BEFORE_CONTENT = b"\xef\xbb\xbf \t\r\n"
 _STREAM_BEGINS_WITH = frozenset(b":deir")  # a comment, or the fields data, event, id, retry
 
@@ -47,7 +44,7 @@ class EngineWords(NamedTuple):
 
 
 Classify = Callable[[int | None, EngineWords], ErrorKind]
-"""(HTTP status, None where it was 2xx; words) -> kind. One for each engine."""
+"""(HTTP status, None where it was 2xx; words) -> kind. One for each engine: its `error_table.ErrorTable`."""
 
 
 def engine_words(value: Any) -> EngineWords | None:
@@ -86,44 +83,6 @@ def _words(error: dict[str, Any]) -> EngineWords:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
-
-
-_TOO_LONG = re.compile(
-    r"context_length_exceeded|exceed_context_size"
-    # vLLM, SGLang, llama.cpp
-    r"|maximum context length|available context size|context length \(|maximum model length"
-    # TensorRT-LLM; the last one says that the prompt leaves no room
-    r"|(?:prompt|input|sequence|encoder) (?:length|tokens?)\b[^.\n]{0,200}?\b(?:exceed|longer than)"
-    r"|exceeds? (?:the )?max_(?:num_tokens|seq_len|input_len)"
-    r"|`?default_max_tokens`? \(-?\d+\) (?:must|should) be greater than 0"
-    # TGI
-    r"|`inputs` tokens \+ `max_new_tokens` must be|`inputs` must have less than",
-    re.IGNORECASE,
-)
-
-
-def says_too_long(words: EngineWords) -> bool:
-    """Whether the text is one of the many forms of "prompt, or prompt + output, too long"."""
-    return _TOO_LONG.search(words.message) is not None or _TOO_LONG.search(words.type) is not None
-
-
-def kind_of_status(status: int | None) -> ErrorKind:
-    """What an HTTP status alone says; None or a status that says nothing is the engine's fault."""
-    match status:
-        case 401 | 403:
-            return ErrorKind.AUTH
-        case 404:
-            return ErrorKind.NOT_FOUND
-        case 408 | 504:
-            return ErrorKind.TIMEOUT
-        case 429 | 503:
-            return ErrorKind.OVERLOADED
-        case 501:
-            return ErrorKind.UNSUPPORTED
-        case int() if 400 <= status < 500:
-            return ErrorKind.CLIENT
-        case _:
-            return ErrorKind.ENGINE
 
 
 # ------------------------------------------------------------------------------------------- JSON values
@@ -212,7 +171,7 @@ class AnswerDecoder(ABC):
         error = EngineError(
             kind,
             message[:_MAX_MESSAGE_CHARACTERS],
-            retryable=kind not in _NEVER_RETRYABLE and not self._delivered,
+            retryable=not kind.is_refusal and not self._delivered,
             status=status,
             retry_after=self._retry_after,
             param=param,

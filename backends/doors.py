@@ -1,8 +1,9 @@
 """Doors that engines serve natively: embeddings, responses, messages, rerank, score.
 
-Nothing is translated. The client's body goes to the engine with another model name and bound, every other
-byte of its values as it came; the answer goes back as it came, with the public model name where the engine's
-own stood. What is read on the way is what the books need: progress, usage, the end, an error.
+Nothing is translated. The client's body goes to the engine with another model name and bound, and asks for a
+stream where the gateway wants to see the answer grow; every other byte of its values is as it came. The
+answer goes back as it came, with the public model name where the engine's own stood. What is read on the way
+is what the books need: progress, usage, the end, an error.
 
 How each answer ends well:
 
@@ -21,7 +22,7 @@ python/openai/openai_frontend/frontend/fastapi/routers.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -34,13 +35,14 @@ from backends.contract import (
     ErrorKind,
     GenerateRequest,
     HttpRequest,
+    Lora,
     NativeRequest,
     Usage,
 )
 from backends.decoding import AnswerDecoder, Classify, EngineWords, engine_words, token_count
 from backends.headers import json_headers
 
-__all__ = ["ALL_DOORS", "BOUNDS", "NO_DOORS", "PATHS", "NativeDecoder", "NativeDoors"]
+__all__ = ["ALL_DOORS", "BOUNDS", "NO_DOORS", "PATHS", "NativeDecoder", "NativeDoors", "by_name"]
 
 TRANSLATED: frozenset[Door] = frozenset(("chat", "completions"))
 
@@ -77,6 +79,11 @@ _NO_SUCH_ROUTE = re.compile(
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
+def by_name(model: str, lora: Lora) -> Mapping[str, Any]:
+    """The fields that ask for an adapter where it is a model of its own: vLLM's way."""
+    return {"model": lora.name}
+
+
 class NativeDoors:
     """`contract.Doors` of engines that take OpenAI's and Anthropic's bodies as they are."""
 
@@ -87,10 +94,15 @@ class NativeDoors:
         *,
         paths: Mapping[Door, str] = PATHS,
         possible: Iterable[Door] = ALL_DOORS,
+        adapted: Iterable[Door] = (),
+        asks_for: Callable[[str, Lora], Mapping[str, Any]] = by_name,
     ) -> None:
-        """`served`: beside chat and completions."""
+        """`served`: beside chat and completions. At those of `adapted`, the fields that `asks_for` makes of
+        the base model's name ask for an adapter."""
         self.served = TRANSLATED | frozenset(served)
         self.possible = frozenset(possible)
+        self.adapted = frozenset(adapted)
+        self._asks_for = asks_for
         self._classify = classify
         self._paths = {**PATHS, **paths}
 
@@ -98,6 +110,11 @@ class NativeDoors:
         native = _native(request)
         fields: dict[str, bytes] = {name: bytes(raw) for name, raw in _FIELDS.decode(native.body).items()}
         fields["model"] = msgspec.json.encode(request.model)
+        if request.lora is not None:
+            asked = self._asks_for(request.model, request.lora)
+            fields |= {name: msgspec.json.encode(value) for name, value in asked.items()}
+        if request.stream:
+            fields["stream"] = b"true"  # the client may want it whole
         fields.pop("priority", None)  # the gateway's to say, as in chats
         if native.door in BOUNDS and request.max_tokens is not None:
             fields[BOUNDS[native.door]] = b"%d" % request.max_tokens
@@ -121,6 +138,7 @@ class _NoDoors:
 
     served = TRANSLATED
     possible = TRANSLATED
+    adapted: frozenset[Door] = frozenset()
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
         raise NotImplementedError(f"no native {_native(request).door}")
@@ -303,7 +321,7 @@ class NativeDecoder(AnswerDecoder):
 
     def fail_with(self, words: EngineWords) -> None:
         if self._status in (404, 405) and _NO_SUCH_ROUTE.fullmatch(words.message):
-            self.fail(ErrorKind.UNSUPPORTED, f"This engine does not serve {self._path}.", status=self._status)
+            self.fail(ErrorKind.NO_ROUTE, f"no route {self._path}", status=self._status)
             return
         super().fail_with(words)
 

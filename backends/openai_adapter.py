@@ -23,10 +23,12 @@ from backends.contract import (
     Takes,
     Unsupported,
 )
-from backends.doors import NativeDoors
+from backends.doors import ALL_DOORS, NativeDoors
+from backends.error_table import ErrorTable
 from backends.fanning import first_part
 from backends.mapping import Tables
-from backends.openai_dialect import OpenAiDecoder, choices_asked, classify, openai_request
+from backends.openai_dialect import OpenAiDecoder, choices_asked, openai_request
+from backends.openai_errors import OPENAI
 
 __all__ = ["OpenAiDialectAdapter", "ask", "named_only"]
 
@@ -44,7 +46,8 @@ def named_only(lora: Lora) -> str | None:
 
 
 class OpenAiDialectAdapter:
-    """An engine of OpenAI's dialect. What it takes, its `tables` say."""
+    """An engine of OpenAI's dialect. What it takes, its `tables` say; how it
+    fails, its `errors`."""
 
     kind = "openai"
     applies_template = True
@@ -56,10 +59,11 @@ class OpenAiDialectAdapter:
     load_port: int | None = None
     sleep: SleepControl | None = None
     takes = Takes()
-    doors = NativeDoors(("embeddings", "responses"), classify)
+    doors = NativeDoors(("embeddings", "responses"), OPENAI, adapted=ALL_DOORS)
     cancels_first = False
     metadata_paths: ClassVar[tuple[str, ...]] = (MODEL_LIST,)
     tables: Tables
+    errors: ErrorTable = OPENAI
 
     def lora_fault(self, lora: Lora) -> str | None:
         """Adapters are asked for as models, by name: vLLM's way, and all that OpenAI's dialect leaves."""
@@ -73,7 +77,7 @@ class OpenAiDialectAdapter:
         return openai_request(request, parameters, {"x-request-id": request.request_id})
 
     def decoder(self, request: GenerateRequest) -> Decoder:
-        return OpenAiDecoder(choices_asked(request))
+        return OpenAiDecoder(choices_asked(request), self.errors)
 
     def health_request(self) -> HttpRequest:
         return get(MODEL_LIST)

@@ -19,15 +19,13 @@ from backends.contract import Delta, ErrorKind, FinishReason, GenerateRequest, H
 from backends.decoding import (
     AnswerDecoder,
     Classify,
-    EngineWords,
     engine_words,
-    kind_of_status,
-    says_too_long,
     token_count,
 )
 from backends.headers import json_headers
+from backends.openai_errors import BROKEN, OPENAI
 
-__all__ = ["OpenAiDecoder", "choices_asked", "classify", "openai_request"]
+__all__ = ["OpenAiDecoder", "choices_asked", "openai_request"]
 
 # ---------------------------------------------------------------------------------------------- requests
 
@@ -62,42 +60,6 @@ def choices_asked(request: GenerateRequest) -> int:
     return request.n * max(1, prompts)
 
 
-# ------------------------------------------------------------------------------------------------ errors
-
-_KIND_OF_TYPE = {
-    "invalid_request_error": ErrorKind.CLIENT,
-    "badrequesterror": ErrorKind.CLIENT,
-    "validation_error": ErrorKind.CLIENT,
-    "notfounderror": ErrorKind.NOT_FOUND,
-    "not_found_error": ErrorKind.NOT_FOUND,
-    "model_not_found": ErrorKind.NOT_FOUND,
-    "authentication_error": ErrorKind.AUTH,
-    "permission_error": ErrorKind.AUTH,
-    "rate_limit_error": ErrorKind.OVERLOADED,
-    "rate_limit_exceeded": ErrorKind.OVERLOADED,
-    "overloaded_error": ErrorKind.OVERLOADED,
-    "unavailable_error": ErrorKind.OVERLOADED,
-    "service unavailable": ErrorKind.OVERLOADED,
-    "serviceunavailableerror": ErrorKind.OVERLOADED,
-    "not_supported_error": ErrorKind.UNSUPPORTED,
-    "notimplementederror": ErrorKind.UNSUPPORTED,
-    "timeout_error": ErrorKind.TIMEOUT,
-}
-
-
-def classify(status: int | None, words: EngineWords) -> ErrorKind:
-    """The error table of OpenAI's shape, as vLLM, SGLang and llama.cpp fill it.
-
-    An error inside a 200 is classed by the status that its `code` names, else by its type.
-    """
-    status = status or words.code
-    if status in (None, 400, 413, 422, 500) and says_too_long(words):
-        return ErrorKind.CONTEXT_LENGTH
-    if status is None:
-        return _KIND_OF_TYPE.get(words.type.lower(), ErrorKind.ENGINE)
-    return kind_of_status(status)
-
-
 # ----------------------------------------------------------------------------------------------- answers
 
 _FINISH: dict[str, FinishReason] = {
@@ -108,12 +70,6 @@ _FINISH: dict[str, FinishReason] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",  # OpenAI's old name
     "content_filter": "content_filter",
-}
-_BROKEN = {
-    "timeout": ErrorKind.TIMEOUT,  # TensorRT-LLM
-    "cancelled": ErrorKind.ENGINE,  # TensorRT-LLM: somebody else cancelled it, since we close the connection
-    "abort": ErrorKind.ENGINE,  # vLLM, SGLang
-    "error": ErrorKind.ENGINE,  # vLLM
 }
 _MESSAGE_FIELDS = frozenset({"role", "content", "tool_calls"})
 _DONE = b"[DONE]"
@@ -144,11 +100,12 @@ class _ChoiceError(Exception):
 class OpenAiDecoder(AnswerDecoder):
     """Answers of both OpenAI endpoints, streamed or whole."""
 
-    def __init__(self, choices: int = 1, classify: Classify = classify) -> None:
+    def __init__(self, choices: int = 1, classify: Classify = OPENAI) -> None:
         super().__init__(classify)
         self._choices = choices
         self._finished: set[int] = set()
-        self._calling: set[int] = set()  # choices with a tool call
+        self._spoken: set[int] = set()  # choices of which anything came
+        self._calls: dict[int, set[int]] = {}  # by choice: its tool calls that have begun
         self._held = b""  # events that mean nothing by themselves, such as the role, travel with the next one
 
     def read_event(self, data: bytes, raw: bytes) -> None:
@@ -215,8 +172,8 @@ class OpenAiDecoder(AnswerDecoder):
         if not self.delivered:
             self.fail(ErrorKind.ENGINE, "an answer without content")
             return
-        for index in sorted(self._calling - self._finished):
-            self.emit(Delta(index=index, finish_reason="tool_calls"))
+        for index in sorted(self._spoken - self._finished):
+            self.emit(Delta(index=index, finish_reason="tool_calls" if index in self._calls else "stop"))
         self.finish(raw)
 
     def _parse(self, data: bytes) -> _Answer | None:
@@ -245,11 +202,9 @@ class OpenAiDecoder(AnswerDecoder):
         if not isinstance(message, dict):
             message = {}
         text = _content(message.get("content")) or _content(choice.get("text"))
-        tool_calls = _tool_calls(message.get("tool_calls"))
+        tool_calls = self._tool_calls(message.get("tool_calls"), index)
         extra = None if message.keys() <= _MESSAGE_FIELDS else _extra(message)
-        logprobs = choice.get("logprobs") or None
-        if tool_calls:
-            self._calling.add(index)
+        logprobs = _logprobs(choice.get("logprobs"))
         try:
             finish = self._finish_reason(choice.get("finish_reason"), index)
         except _ChoiceError:
@@ -258,6 +213,7 @@ class OpenAiDecoder(AnswerDecoder):
             raise
         if not (text or tool_calls or extra or finish or logprobs):
             return None
+        self._spoken.add(index)
         if finish:
             self._finished.add(index)
         tokens = _tokens_told(choice, logprobs)
@@ -276,10 +232,26 @@ class OpenAiDecoder(AnswerDecoder):
     def _finish_reason(self, word: Any, index: int) -> FinishReason | None:
         if not word or not isinstance(word, str):
             return None
-        if word in _BROKEN:
-            raise _ChoiceError(_BROKEN[word], f"the engine ended a choice with {word!r}")
+        if word in BROKEN:
+            raise _ChoiceError(BROKEN[word], f"the engine ended a choice with {word!r}")
         reason = _FINISH.get(word, "stop")  # an odd word for a good end, e.g. vLLM's "repetition"
-        return "tool_calls" if reason == "stop" and index in self._calling else reason
+        return "tool_calls" if reason == "stop" and index in self._calls else reason
+
+    def _tool_calls(self, value: Any, choice: int) -> list[dict[str, Any]] | None:
+        """OpenAI's tool-call deltas: each with an index, without nulls, arguments as text; id, type and name
+        only where the call begins, for the SDKs put the strings of deltas together."""
+        calls = _tool_calls(value)
+        if calls:
+            begun = self._calls.setdefault(choice, set())
+            for call in calls:
+                if call["index"] in begun:
+                    call.pop("id", None)
+                    call.pop("type", None)
+                    call.get("function", {}).pop("name", None)
+                else:
+                    begun.add(call["index"])
+                    call.setdefault("type", "function")
+        return calls
 
 
 def _choices(answer: _Answer) -> list[Any]:
@@ -301,10 +273,10 @@ def _content(value: Any) -> str:
 
 
 def _tool_calls(value: Any) -> list[dict[str, Any]] | None:
-    """OpenAI's tool-call deltas: each with an index, without nulls, arguments as text."""
+    """The calls of a message or delta, each with an index, without nulls, arguments as text."""
     if not value:
         return None
-    calls = []
+    calls: list[dict[str, Any]] = []
     for position, call in enumerate(
         value if isinstance(value, list) else [value]
     ):  # TGI 2 sent a bare object
@@ -328,7 +300,28 @@ def _extra(message: dict[str, Any]) -> dict[str, Any] | None:
     extra = {
         key: value for key, value in message.items() if key not in _MESSAGE_FIELDS and not _is_empty(value)
     }
+    if isinstance(extra.get("reasoning"), str):  # vLLM's name of it; the others have DeepSeek's
+        extra.setdefault("reasoning_content", extra.pop("reasoning"))
     return extra or None
+
+
+def _logprobs(value: Any) -> Any:
+    """OpenAI's `logprobs` object. A chat's: `content` and `refusal`, entries without engines' own keys."""
+    if not isinstance(value, dict) or not isinstance(value.get("content"), list):
+        return value or None
+    content = [
+        {**_entry(each), "top_logprobs": [_entry(other) for other in _objects(each.get("top_logprobs"))]}
+        for each in _objects(value["content"])
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _entry(value: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.get(name) for name in ("token", "logprob", "bytes")}
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _is_empty(value: Any) -> bool:

@@ -58,6 +58,19 @@ class VisibleText:
         text = self._cutter.flush()
         return self._delta(text, self._reason(reason))
 
+    def end_at(self, stop: str, taken_back: int) -> Delta | None:
+        """The rest, where the engine ended the text before `stop` and may have let out how that begins.
+
+        `taken_back`: how many characters of that its last event took back. Where it took none, as many are
+        cut as `stop` explains: an engine that decodes token by token has no way to take them back.
+        """
+        if self.stopped:
+            return None
+        text = self._cutter.flush()
+        if not taken_back:
+            taken_back = next((size for size in range(len(stop), 0, -1) if text.endswith(stop[:size])), 0)
+        return self._delta(text[: max(0, len(text) - taken_back)], "stop")
+
     def whole(self, text: str, tokens: int, reason: FinishReason, *, echo: str = "") -> Delta:
         """All of it at once. `echo` is text before it that is shown but not searched for stop strings."""
         visible = self._cutter.feed(text) + self._cutter.flush()

@@ -8,7 +8,7 @@ The rooms, in the order in which a request meets them:
     listeners.py   which path of the two listeners is answered by what
     middleware/    request id, record and log line of every request
     api/           the public OpenAI dialect: receive, read, render, reply; errors; models; probes; and the
-                   doors that engines serve natively (doors.py, passing.py)
+                   doors that engines serve natively (doors.py, passing.py, folding.py)
     tenants/       key -> tenant; keys made, rotated, revoked
     pipeline.py    THE request's way: one function, read from top to bottom
     call.py        Call, PromptCount, Bound, Estimate: what the rooms hand to each other

@@ -360,7 +360,7 @@ class Gateway:
         fleet = Fleet(snapshot, self._make_engine, self.clock, () if old is None else old.ledgers())
         earlier = {} if old is None else old.queues
         queues = {
-            name: PoolQueue(pool, fleet.pools[name], old=earlier.get(name))
+            name: PoolQueue(pool, fleet.pools[name], old=earlier.get(name), watch=self.metrics)
             for name, pool in snapshot.pools.items()
         }
         lend(queues)

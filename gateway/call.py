@@ -25,6 +25,9 @@ ROUTES: Mapping[Dialect, str] = {
     "score": "/score",
 }
 
+STREAMING: frozenset[Dialect] = frozenset(("chat", "completions", "responses", "messages"))
+"""Those that generate, and so may stream."""
+
 OPERATIONS: Mapping[Dialect, str] = {
     "chat": "chat",
     "completions": "text_completion",

@@ -26,9 +26,9 @@ from gateway.activation.sleeping import Sleeper, StillAsleep
 from gateway.answering.abandoning import Cause, abandoned
 from gateway.answering.answer import Answer
 from gateway.answering.budgets import budget_of, generate, is_budgeted
-from gateway.call import OPERATIONS, Call, Estimate
+from gateway.call import OPERATIONS, STREAMING, Call, Estimate
 from gateway.config.snapshot import EMPTY, HopReason, Pool, PriorityClass, Rule
-from gateway.engine_errors import gateway_error_of
+from gateway.engine_errors import gateway_error_of, meaning_of
 from gateway.errors import EngineTimeout, GatewayError, QuotaExceeded, Unavailable, UnsupportedByEngine
 from gateway.fleet.ledger import Slot
 from gateway.limits.reservation import Reservation
@@ -331,7 +331,7 @@ class Attempts:
         """One attempt on one replica, up to its first events. Owns `slot` until it returns an Answer."""
         pool, ledger, span = target.pool, slot.ledger, NO_SPAN
         generation: Generation | None = None
-        outcome: Literal["ok", "error", "cancelled", "preempted"] = "cancelled"
+        outcome: Literal["begun", "error", "cancelled", "preempted"] = "cancelled"
         wasted: Cause | None = "client"
         try:
             span = record.span.child(
@@ -377,11 +377,12 @@ class Attempts:
                 record.upstream_wait += self._clock() - sent
             if first:
                 ledger.reached()
-            answer = Answer(call, target, slot, generation, request.max_tokens, estimate.prompt)
+            counted = partial(self._metrics.note_attempt, pool.name)
+            answer = Answer(call, target, slot, generation, request.max_tokens, estimate.prompt, counted)
             answer.first = first
             answer.budget, answer.request = budget, request
             answer.span = span
-            outcome = "ok"
+            outcome = "begun"
             return answer
         except EngineError as error:
             outcome = "error"
@@ -395,8 +396,8 @@ class Attempts:
                 asyncio.get_running_loop().call_later(cooling, ledger.changed)
             raise
         finally:
-            self._metrics.note_attempt(pool.name, outcome)
-            if outcome != "ok":
+            if outcome != "begun":  # else it is counted when the answer has ended
+                self._metrics.note_attempt(pool.name, outcome)
                 if generation is not None:
                     generation.cancel()
                 if wasted is not None:
@@ -455,13 +456,19 @@ def _waits(record: RequestRecord, call: Call, pool: Pool) -> None:
 
 
 def streams_upstream(pool: Pool, call: Call, estimate: Estimate, *, watched: bool = False) -> bool:
-    """Whether the engine is asked to stream (`upstream_stream`). `watched`: a limit may cut the answer."""
-    if call.request.native is not None:
-        return call.stream
-    if call.stream or pool.upstream_stream == "always":
+    """Whether the engine is asked to stream (`upstream_stream`). `watched`: a limit may cut the answer.
+
+    A native answer that is asked for whole comes as its engine wrote it, unless something may cut it.
+    """
+    if call.stream:
+        return True
+    if call.dialect not in STREAMING:
+        return False
+    if pool.upstream_stream == "always":
         return True
     watched = watched or is_budgeted(call, pool)
-    return pool.upstream_stream == "auto" and (watched or estimate.total > STEP_BUDGET)
+    large = call.request.native is None and estimate.total > STEP_BUDGET
+    return pool.upstream_stream == "auto" and (watched or large)
 
 
 def _native(call: Call, target: Target) -> NativeRequest | None:
@@ -485,15 +492,7 @@ def _within(target: Target, reservation: Reservation) -> Target:
 
 def pool_failed(error: EngineError, call: Call) -> PoolFailed:
     """What an engine's error means for the chain, and for the client if nothing helps."""
-    reason: HopReason | None
-    match error.kind:
-        case ErrorKind.CLIENT | ErrorKind.UNSUPPORTED | ErrorKind.CONTEXT_LENGTH:
-            reason = "too_long" if error.kind is ErrorKind.CONTEXT_LENGTH else None
-        case ErrorKind.OVERLOADED:
-            reason = "overloaded"
-        case _:
-            reason = "failed" if error.reached else "unavailable"
-    return PoolFailed(reason, gateway_error_of(error, call))
+    return PoolFailed(meaning_of(error).on, gateway_error_of(error, call))
 
 
 def _making(request: GenerateRequest, estimate: Estimate) -> float:

@@ -8,11 +8,12 @@ from gateway.admin.endpoints import AdminEndpoint, AdminHandlers
 from gateway.admin.limits import LimitHandlers
 from gateway.admin.operating import ConfigHandlers, KeyHandlers, PoolHandlers, ReplicaHandlers
 from gateway.api.asgi import App
-from gateway.api.count_tokens import CountTokensEndpoint, StoredResponses
+from gateway.api.count_tokens import CountTokensEndpoint
 from gateway.api.errors import ErrorRing
 from gateway.api.generation import GenerationEndpoint
 from gateway.api.models import ModelsEndpoint
 from gateway.api.probes import Liveness, MetricsEndpoint, Readiness
+from gateway.api.stored import StoredResponses
 from gateway.api.tokenize import TokenizeEndpoint
 from gateway.call import ROUTES, Dialect
 from gateway.config.snapshot import Snapshot

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Literal
 
 from backends.contract import Delta, Done, EngineError, Generation
 from gateway.call import Call, Estimate
@@ -94,6 +95,7 @@ class Mirroring:
             streamed=request.stream,
         )
         generation: Generation | None = None
+        outcome: Literal["ok", "error", "cancelled"] = "cancelled"
         try:
             generation = await slot.ledger.engine.generate(request)
             done = False
@@ -101,7 +103,12 @@ class Mirroring:
                 events = await generation.events()
                 slot.progress(sum(event.tokens for event in events if isinstance(event, Delta)))
                 done = any(isinstance(event, Done) for event in events)
+            outcome = "ok"
+        except EngineError:
+            outcome = "error"
+            raise
         finally:
+            self._metrics.mirror_attempts.labels(pool.name, outcome).inc()
             if generation is not None:
                 generation.cancel()
             slot.release()

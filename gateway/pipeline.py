@@ -30,7 +30,7 @@ from gateway.relay import Reply, fail, relay
 from gateway.routing.degrading import BY, Brownout
 from gateway.routing.router import Route, choose_route, prompt_param
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.records import RequestRecord
+from gateway.telemetry.records import RequestRecord, outcome_of
 from gateway.telemetry.tracing import Tracing
 from gateway.tokens.bounding import bound_output
 from gateway.tokens.counting import Counting
@@ -95,7 +95,7 @@ class Pipeline:
             if not reply.started:
                 raise
             record.error_code = error.code
-            record.finish("failed" if error.status >= 500 else "rejected")
+            record.finish(outcome_of(error.status))
             await fail(reply, error, comments, self._timeouts(record).send)
         finally:
             comments.close()

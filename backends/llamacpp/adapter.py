@@ -19,9 +19,8 @@ from backends.contract import (
     Takes,
 )
 from backends.doors import NativeDoors
-from backends.llamacpp import load, metadata, parameters, wire
+from backends.llamacpp import errors, load, metadata, parameters, wire
 from backends.openai_adapter import OpenAiDialectAdapter, ask
-from backends.openai_dialect import classify
 
 __all__ = ["LlamacppAdapter", "LlamacppOptions"]
 
@@ -39,11 +38,17 @@ class LlamacppAdapter(OpenAiDialectAdapter):
     """llama.cpp's server. Notices a gone client when it next writes to its stream, else hardly."""
 
     kind = "llamacpp"
-    doors = NativeDoors(("embeddings", "responses", "messages", "rerank"), classify)
+    doors = NativeDoors(
+        ("embeddings", "responses", "messages", "rerank"),
+        errors.TABLE,
+        adapted=("responses",),  # the only body that it reads with the chats' own fields
+        asks_for=wire.asked_adapter,
+    )
     takes = Takes(prompts=1, choices=1)
     """Builds before December 2025 refuse n, and answer a list of prompts with a list of answers."""
     reuses_prefixes = True  # by slot: a request gets the slot that begins most alike
     metadata_paths = metadata.PATHS
+    errors = errors.TABLE
 
     def __init__(self, options: LlamacppOptions | None = None) -> None:
         self._options = options or LlamacppOptions()

@@ -2,10 +2,14 @@
 
 The list's `n_ctx_train` is what the model was trained for. The context served to one request is told by
 /props, and in newer builds by the list's `n_ctx`; the number of slots by /props alone
-(tools/server/README.md).
+(tools/server/README.md). /props also tells what its chat template can: newer builds in `chat_template_caps`
+(common/jinja/caps.h); of older ones there is the template itself, and one that never speaks of tools was
+given them in a form of llama.cpp's own, so that says nothing.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from backends.answers import (
     MODEL_LIST,
@@ -26,6 +30,7 @@ __all__ = ["PATHS", "questions", "read_metadata", "recognise"]
 
 _PROPS = "/props"
 PATHS = (MODEL_LIST, _PROPS)
+_TOOLS = re.compile(r"\btools\b")
 
 
 def read_metadata(answers: Answers) -> Metadata:
@@ -43,8 +48,17 @@ def read_metadata(answers: Answers) -> Metadata:
             ),
             in_flight=as_count(props.get("total_slots")) or None,
         ),
+        template_takes_tools=_takes_tools(props),
         version=as_name(props.get("build_info")),
     )
+
+
+def _takes_tools(props: Mapping[str, Any]) -> bool | None:
+    told = items_of(props.get("chat_template_caps")).get("supports_tools")
+    if isinstance(told, bool):
+        return told
+    templates = (as_name(props.get(name)) or "" for name in ("chat_template", "chat_template_tool_use"))
+    return True if any(_TOOLS.search(template) for template in templates) else None
 
 
 def questions(answers: Answers) -> Sequence[HttpRequest]:

@@ -1,7 +1,7 @@
 """llama.cpp's server on the wire: OpenAI's shapes, any model name answered. Its keys: `parameters.py`.
 
-A stream that failed ends behind its error event, without `[DONE]`. Keep-alive is a bare `:`. It queues
-without bound (tools/server/README.md): the pool's `in_flight` is the only limit.
+Keep-alive is a bare `:`. It queues without bound (tools/server/README.md): the pool's `in_flight` is the only
+limit.
 
 After each stream it closes the connection, though it announces keep-alive. On the completions route it tells
 log probabilities in the chat's form (`content`), which clients of that route do not know.
@@ -15,16 +15,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from backends.contract import Delta, GenerateRequest, HttpRequest, Lora
+from backends.decoding import Classify
+from backends.llamacpp import errors
 from backends.openai_dialect import OpenAiDecoder, choices_asked, openai_request
 
-__all__ = ["decoder", "encode", "lora_fault"]
+__all__ = ["asked_adapter", "decoder", "encode", "lora_fault"]
 
 
 def encode(request: GenerateRequest, parameters: Mapping[str, Any]) -> HttpRequest:
     body = dict(parameters)
     if request.lora is not None:
-        body |= {"model": request.model, "lora": [{"id": request.lora.id, "scale": request.lora.scale}]}
+        body |= asked_adapter(request.model, request.lora)
     return openai_request(request, body)
+
+
+def asked_adapter(model: str, lora: Lora) -> Mapping[str, Any]:
+    """The fields that ask for an adapter."""
+    return {"model": model, "lora": [{"id": lora.id, "scale": lora.scale}]}
 
 
 def lora_fault(lora: Lora) -> str | None:
@@ -34,15 +41,15 @@ def lora_fault(lora: Lora) -> str | None:
 
 
 def decoder(request: GenerateRequest) -> OpenAiDecoder:
-    chats = request.messages is not None
-    return OpenAiDecoder(choices_asked(request)) if chats else CompletionsDecoder(choices_asked(request))
+    decoder = CompletionsDecoder if request.messages is None else OpenAiDecoder
+    return decoder(choices_asked(request), errors.TABLE)
 
 
 class CompletionsDecoder(OpenAiDecoder):
     """Log probabilities in the older form of OpenAI's completions: one list each, not one object a token."""
 
-    def __init__(self, choices: int) -> None:
-        super().__init__(choices)
+    def __init__(self, choices: int, classify: Classify) -> None:
+        super().__init__(choices, classify)
         self._said: dict[int, int] = {}  # characters of each choice so far
 
     def delta_of(self, choice: Any, position: int, *, streamed: bool) -> Delta | None:

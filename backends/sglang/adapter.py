@@ -6,11 +6,10 @@ from typing import Any
 import msgspec
 
 from backends.answers import get
-from backends.contract import Answers, Decoder, GenerateRequest, HttpRequest, Load, Metadata
+from backends.contract import Answers, GenerateRequest, HttpRequest, Load, Metadata
 from backends.doors import ALL_DOORS, NativeDoors
 from backends.openai_adapter import OpenAiDialectAdapter, ask
-from backends.openai_dialect import OpenAiDecoder, choices_asked
-from backends.sglang import load, metadata, parameters, wire
+from backends.sglang import errors, load, metadata, parameters, wire
 
 __all__ = ["SglangAdapter", "SglangOptions"]
 
@@ -27,12 +26,19 @@ class SglangAdapter(OpenAiDialectAdapter):
     the load, and takes a second or more."""
 
     kind = "sglang"
-    doors = NativeDoors(ALL_DOORS, wire.classify, paths={"score": "/v1/score"})
+    doors = NativeDoors(
+        ALL_DOORS,
+        errors.TABLE,
+        paths={"score": "/v1/score"},
+        adapted=("embeddings", "messages"),
+        asks_for=wire.adapter_in_name,
+    )
     cancels_first = True
     metadata_paths = metadata.PATHS
     reuses_prefixes = True
     takes_priority = True
     tables = parameters.TABLES
+    errors = errors.TABLE
 
     def __init__(self, options: SglangOptions | None = None) -> None:
         self._options = options or SglangOptions()
@@ -41,14 +47,12 @@ class SglangAdapter(OpenAiDialectAdapter):
         written = self.tables.of(request).write(request)
         return wire.encode(request, written, low_first=self._options.low_priority_values_first)
 
-    def decoder(self, request: GenerateRequest) -> Decoder:
-        return OpenAiDecoder(choices_asked(request), wire.classify)
-
     def cancel_request(self, request: GenerateRequest) -> HttpRequest | None:
         """By its `rid`, as long as SGLang knows it: a closed stream is forgotten at once, and releases up to
         0.5.19 then drop their own abort, two seconds later, and compute it to its end (sglang#35255). Of
-        several prompts or choices each gets an id that nobody else knows: those are closed only."""
-        return wire.cancel(request)
+        several prompts or choices each gets an id that nobody else knows, and bodies that are passed on name
+        none: those are closed only."""
+        return None if request.native is not None else wire.cancel(request)
 
     def lingers(self, request: GenerateRequest) -> float:
         """What cannot be told by id: a stream is noticed two seconds after its close, others by polling every

@@ -1,7 +1,7 @@
-"""SGLang on the wire: OpenAI's shapes, errors flat, any model name answered. Its keys: `parameters.py`.
+"""SGLang on the wire: OpenAI's shapes, any model name answered. Its keys: `parameters.py`, its errors:
+`errors.py`.
 
-Overload inside a stream comes with status 200 and an error event whose `code` says 503. Our id travels as
-`rid`, which names the request in its logs and to /abort_request.
+Our id travels as `rid`, which names the request in its logs and to /abort_request.
 
 A `priority` counts where the server was started with `--enable-priority-scheduling`: the higher goes first,
 or the lower with `--schedule-low-priority-values-first` (managers/schedule_policy.py); else it is ignored, or
@@ -14,13 +14,11 @@ from typing import Any
 
 import msgspec
 
-from backends.contract import ErrorKind, GenerateRequest, HttpRequest, Priority
-from backends.decoding import EngineWords
+from backends.contract import GenerateRequest, HttpRequest, Lora, Priority
 from backends.headers import json_headers
 from backends.openai_dialect import choices_asked, openai_request
-from backends.openai_dialect import classify as classify_openai
 
-__all__ = ["cancel", "classify", "encode", "priority"]
+__all__ = ["adapter_in_name", "cancel", "encode", "priority"]
 
 
 def encode(
@@ -35,6 +33,12 @@ def encode(
     return openai_request(request, body)
 
 
+def adapter_in_name(model: str, lora: Lora) -> Mapping[str, Any]:
+    """How bodies without `lora_path` ask for an adapter: behind a colon in the model's name, whose first part
+    is not looked at (srt/entrypoints/openai/serving_base.py)."""
+    return {"model": f"{model.partition(':')[0]}:{lora.name}"}
+
+
 def cancel(request: GenerateRequest) -> HttpRequest | None:
     """Stops `request`, which has a `rid` of its own only if it asks for one choice of one prompt."""
     if choices_asked(request) != 1:
@@ -46,10 +50,3 @@ def cancel(request: GenerateRequest) -> HttpRequest | None:
 def priority(asked: Priority, *, low_first: bool = False) -> int:
     """Interactive 20,000, standard 10,000, batch 0, or the other way round, and the client's own on top."""
     return (2 - asked.level if low_first else asked.level) * 10_000 + asked.own
-
-
-def classify(status: int | None, words: EngineWords) -> ErrorKind:
-    """OpenAI's error table; the 503 of a server that takes no priorities is no overload."""
-    if "using priority is disabled" in words.message.lower():
-        return ErrorKind.ENGINE
-    return classify_openai(status, words)

@@ -68,6 +68,8 @@ class EngineProfile:
     """Prompt tokens and decoding sequences of one step, at most. Longer prompts come in chunks."""
     speed: float = 1.0
     """Every duration is divided by this."""
+    sequence_s: float = 0.0
+    """s: per decoding sequence, on top of what its token costs; of engines that decode one by one."""
 
     def __post_init__(self) -> None:
         if self.speed <= 0:
@@ -77,11 +79,11 @@ class EngineProfile:
         if self.step_tokens <= self.max_sequences:
             raise ValueError("step_tokens must exceed max_sequences, or prompts starve behind decodes")
 
-    def step_time(self, tokens: int, attention: float = 0.0, kv_tokens: int = 0) -> float:
+    def step_time(self, tokens: int, attention: float = 0.0, kv_tokens: int = 0, sequences: int = 0) -> float:
         """Seconds for a step.
 
         `tokens`: prompt tokens plus decoding sequences; `attention`: sum of chunk*(context + chunk/2) over
-        the prompt chunks; `kv_tokens`: cached tokens read by the decoding sequences.
+        the prompt chunks; `kv_tokens`: cached tokens read by the decoding sequences; `sequences`: those.
         """
         light = min(tokens, self.hinge_tokens)
         seconds = (
@@ -90,6 +92,7 @@ class EngineProfile:
             + self.token_s * (tokens - light)
             + self.attention_s * attention
             + self.kv_token_s * kv_tokens
+            + self.sequence_s * sequences
             + self.host_s
         )
         return seconds / self.speed
@@ -332,7 +335,7 @@ class Engine:
         for sequence in finished:
             self._remove(sequence)
 
-        duration = self.profile.step_time(prompt_tokens + len(decoding), attention, kv_tokens)
+        duration = self.profile.step_time(prompt_tokens + len(decoding), attention, kv_tokens, len(decoding))
         self._busy_until = now + duration
         self._busy_s += duration
         self._steps += 1

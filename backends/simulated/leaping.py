@@ -242,7 +242,7 @@ class LeapingEngine:
         if prompted:
             del reading[: len(prompted)]
         self._prompt_tokens += tokens
-        seconds = self.profile.step_time(tokens + decoding, attention, self._kv_read)
+        seconds = self.profile.step_time(tokens + decoding, attention, self._kv_read, decoding)
         return Stretch(now, now + seconds, 1, [], [], [], preempted)
 
     def _end(self, stretch: Stretch) -> None:
@@ -360,5 +360,5 @@ class LeapingEngine:
         count = self._decoding
         bare = self._bare_s.get(count)
         if bare is None:
-            bare = self._bare_s[count] = self.profile.step_time(count)
+            bare = self._bare_s[count] = self.profile.step_time(count, sequences=count)
         return steps * (bare + self._kv_s * self._kv_read) + self._kv_s * count * (steps * (steps - 1) // 2)

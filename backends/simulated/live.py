@@ -159,6 +159,10 @@ class LiveEngine:
         self._speaker = speaker
         self._on_step = on_step
         self._loop = asyncio.get_running_loop()
+        self.script: str | None = None
+        """What every answer says, word for word; None: a hash of its context."""
+        self.spells = False
+        """Whether given words are said byte by byte."""
         self._ids = itertools.count(1)
         self._voices: dict[int, _Voice] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -185,9 +189,12 @@ class LiveEngine:
         salt: object = None,
         text: str | None = None,
     ) -> None:
-        """Queue one more answer: the speaker's own, or `text`. `choice` is its index in the response,
-        `variant` tells several answers to the same prompt apart; prompts of different `salt` share no cache.
-        Raises CapacityError, or ValueError for an empty prompt."""
+        """Queue one more answer: `text`, else the script, else the speaker's own.
+
+        `choice` is its index in the response, `variant` tells several answers to the same prompt apart;
+        prompts of different `salt` share no cache. Raises CapacityError, or ValueError for an empty prompt.
+        """
+        words = self.script if text is None else text
         sequence = next(self._ids)
         cached = min(self.prefixes.hit(prompt, salt), len(prompt) - 1)
         self.model.submit(self._loop.time(), sequence, len(prompt), max_tokens, cached)
@@ -198,8 +205,8 @@ class LiveEngine:
             choice=choice,
             max_tokens=max_tokens,
             speech=self._speaker.speak(prompt, seed=seed, choice=variant)
-            if text is None
-            else Recital(self._speaker.tokenizer, text),
+            if words is None
+            else Recital(self._speaker.tokenizer, words, spelled=self.spells),
             transcript=Transcript(self._speaker.tokenizer, stop),
             stop_ids=stop_ids,
             ignore_eos=ignore_eos,

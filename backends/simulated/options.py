@@ -5,7 +5,7 @@ from typing import Literal
 
 __all__ = ["Notice", "ServerOptions", "TextMode", "Vocabulary"]
 
-Notice = Literal["at_once", "poll", "next_token", "next_write", "realistic"]
+Notice = Literal["at_once", "poll", "next_token", "next_write", "quiet_second", "realistic"]
 TextMode = Literal["delta", "cumulative"]
 Vocabulary = Literal["classic", "llmapi"]
 
@@ -37,17 +37,25 @@ class ServerOptions:
     """Sigma of the logarithm of that length."""
     fragments: float = 0.0
     """Share of places where a character is said byte by byte, 0 to 1."""
+    says: str | None = None
+    """What every answer says, word for word; None: a hash of its context."""
+    spells: bool = False
+    """Whether words that are given (`says`, or all that a schema allows) are said byte by byte."""
     reasoning_tokens: int = 0
     """vllm, sglang, llamacpp, trtllm, chats: so many tokens at the start of an answer are its reasoning."""
     notice: Notice = "at_once"
     """How a closed connection is noticed. `at_once`: the moment it closes. `poll`: at the next tick of a
     one-second clock that started with the request (divided by the profile's speed). `next_token`: when
     the engine has made another token. `next_write`: when the server writes next, so only at the end
-    where nothing is streamed. `realistic`: trtllm and sglang poll, TGI and llamacpp by token, Triton by
-    write, openai and vllm at once."""
+    where nothing is streamed. `quiet_second`: a stream at its next token, a whole answer after a second in
+    which nobody was sent a token. `realistic`: trtllm and sglang poll, TGI by token, llamacpp by the quiet
+    second, Triton by write if at all, openai and vllm at once."""
     vocabulary: Vocabulary = "classic"
     """Triton: the tensors it knows: `classic` (models `ensemble`, `tensorrt_llm_bls`) or `llmapi` (model
     `tensorrt_llm`)."""
+    attentive: bool = False
+    """Triton, classic: whether its models look whether a request was cancelled. TensorRT-LLM's do not: with
+    `notice: realistic` what they have begun, or queued, they compute to its end, streamed or not."""
     decoupled: bool = True
     """Triton: whether its models may stream."""
     text_mode: TextMode = "delta"

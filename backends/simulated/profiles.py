@@ -37,6 +37,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     max_sequences: _Count | msgspec.UnsetType = msgspec.UNSET
     step_tokens: _Count | msgspec.UnsetType = msgspec.UNSET
     speed: float | msgspec.UnsetType = msgspec.UNSET
+    sequence_s: _Seconds | msgspec.UnsetType = msgspec.UNSET
     measured: dict[str, Any] | None = None
 
 
@@ -67,4 +68,6 @@ def profile_from_file(path: Path) -> EngineProfile:
 def document_of(profile: EngineProfile, measured: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The JSON object of a profile; `measured` tells how it was found."""
     document: dict[str, Any] = {"format": FORMAT, **asdict(profile)}
+    if not profile.sequence_s:
+        del document["sequence_s"]  # readable to those that know no such constant
     return document if measured is None else {**document, "measured": dict(measured)}

@@ -105,6 +105,7 @@ class SimulatedServer:
         self.live = LiveEngine(
             engine_profile, speaker, self.steps.append, prefix_cache=self.options.prefix_cache
         )
+        self.recite(options.says, spelled=options.spells)
         self.started_at = self._loop.time()
         self.dialect: Dialect = DIALECTS[kind](self)
         self.faults = FaultPlan()
@@ -212,6 +213,10 @@ class SimulatedServer:
     def _connections(self) -> list[web.RequestHandler]:
         server = self._runner.server if self._runner is not None else None
         return [] if server is None else list(server.connections)
+
+    def recite(self, text: str | None, *, spelled: bool = False) -> None:
+        """Say this in every answer from now on; None: a hash of its context. `spelled`: byte by byte."""
+        self.live.script, self.live.spells = text, spelled
 
     # ------------------------------------------------------------------------------------- faults
 
@@ -323,13 +328,23 @@ class SimulatedServer:
         elif how == "poll":
             period = 1.0 / self.profile.speed
             elapsed = self._loop.time() - exchange.started_at
-            timer = self._loop.call_later(period - elapsed % period, notice)
-            self._timers = {
-                entry for entry in self._timers if not entry.cancelled() and entry.when() > close.closed_at
-            }
-            self._timers.add(timer)
-        elif how == "next_token" or exchange.streamed:
+            self._later(period - elapsed % period, notice)
+        elif how == "quiet_second" and not exchange.streamed:
+            self._later(1.0 / self.profile.speed, functools.partial(self._notice_if_quiet, exchange))
+        elif how in ("next_token", "quiet_second") or (how == "next_write" and exchange.streamed):
             exchange.output.on_token = notice
+
+    def _later(self, delay: float, call: Callable[[], None]) -> None:
+        now = self._loop.time()
+        self._timers = {entry for entry in self._timers if not entry.cancelled() and entry.when() > now}
+        self._timers.add(self._loop.call_later(delay, call))
+
+    def _notice_if_quiet(self, exchange: Exchange) -> None:
+        """llama.cpp looks for the client of a whole answer when it had no result for anybody for a second."""
+        if any(other.streamed and other.output.running for other in self.exchanges):
+            self._later(1.0 / self.profile.speed, functools.partial(self._notice_if_quiet, exchange))
+        else:
+            self.notice(exchange)
 
     def notice(self, exchange: Exchange) -> None:
         """Tell the engine of an abandoned request to stop, and note when. Idempotent."""
@@ -346,7 +361,8 @@ class SimulatedServer:
 
 def _bind(host: str, port: int, *, shared: bool = True) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol by name: asyncio switches Nagle's algorithm off only where it is told that this is TCP.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:

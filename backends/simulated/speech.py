@@ -136,11 +136,7 @@ class Speaker:
         self._header_end = tokenizer.token_to_id("<|end_header_id|>")
         self._header_start = tokenizer.token_to_id("<|start_header_id|>")
         self._lexicons = _lexicons(tokenizer)
-        self._bytes = {
-            piece[0]: token_id for token_id, piece in enumerate(tokenizer.pieces) if len(piece) == 1
-        }
-        """Byte -> the token that is this byte alone."""
-        if fragments and not self._bytes.keys() >= {*range(0x80, 0xC0), *b"\xc3\xd0\xe5\xe6\xe7\xf0"}:
+        if fragments and not tokenizer.byte_ids.keys() >= {*range(0x80, 0xC0), *b"\xc3\xd0\xe5\xe6\xe7\xf0"}:
             raise ValueError("fragments need a vocabulary with a token for every byte")
 
     def speak(self, prompt: Sequence[int], *, seed: int | None = None, choice: int = 0) -> "Speech":
@@ -205,12 +201,12 @@ class Speech:
     def _pick(self, first: int, second: int, may_end: bool) -> int:
         speaker, lexicon = self._speaker, self._lexicon
         if self._tail and self._tail[-1] >= 0x80 and (byte := _continuation(self._tail, first)) is not None:
-            return speaker._bytes[byte]
+            return speaker.tokenizer.byte_ids[byte]
         if may_end and self._position >= self._length and speaker.tokenizer.eos_id is not None:
             return speaker.tokenizer.eos_id
         if second % 10_000 < speaker.fragments * 10_000:
             leads = _LEADS[self._script]
-            return speaker._bytes[leads[first % len(leads)][0]]
+            return speaker.tokenizer.byte_ids[leads[first % len(leads)][0]]
         if self._last is None and self._opens:
             return lexicon.openers[first % len(lexicon.openers)]
         paused = self._last in lexicon.pauses
@@ -220,10 +216,17 @@ class Speech:
 
 
 class Recital:
-    """An answer whose words are given: what a grammar leaves."""
+    """An answer whose words are given: what a grammar leaves, or what the engine was told to say.
 
-    def __init__(self, tokenizer: EngineTokenizer, text: str) -> None:
-        ids = tokenizer.encode(text, add_special_tokens=False)
+    `spelled`: byte by byte, each a token of its own, so that characters, words and stop strings are cut at
+    every place where a token can cut them. It needs a vocabulary with a token for every byte of `text`.
+    """
+
+    def __init__(self, tokenizer: EngineTokenizer, text: str, *, spelled: bool = False) -> None:
+        if spelled:
+            ids = [tokenizer.byte_ids[byte] for byte in text.encode()]
+        else:
+            ids = tokenizer.encode(text, add_special_tokens=False)
         self._ids = iter(ids if tokenizer.eos_id is None else [*ids, tokenizer.eos_id])
         self._last = ids[-1] if ids else 0
         self.logprob = -0.125

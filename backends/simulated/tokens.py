@@ -114,6 +114,11 @@ class EngineTokenizer:
                 pieces.append(self.decode([token_id], skip_special_tokens=False).encode())
         return tuple(pieces)
 
+    @cached_property
+    def byte_ids(self) -> Mapping[int, int]:
+        """Byte -> the token that is this byte alone. Byte-level vocabularies have one for each."""
+        return {piece[0]: token_id for token_id, piece in enumerate(self.pieces) if len(piece) == 1}
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

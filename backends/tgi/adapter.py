@@ -23,7 +23,7 @@ from backends.contract import (
 from backends.doors import NO_DOORS
 from backends.fanning import first_part
 from backends.openai_adapter import ask, named_only
-from backends.tgi import load, messages, metadata, parameters, wire
+from backends.tgi import errors, load, messages, metadata, parameters, wire
 
 __all__ = ["TgiAdapter", "TgiOptions"]
 
@@ -70,6 +70,7 @@ class TgiAdapter:
         self.takes = Takes(1 if self._is_native else self._options.max_client_batch_size, choices=1)
         self.relay: RelayMode = "translated" if self._is_native else "patched"
         tables = parameters.native_tables if self._is_native else parameters.messages_tables
+        self.errors = errors.NATIVE if self._is_native else errors.MESSAGES
         self.tables = tables(max_stop_sequences=self._options.max_stop_sequences)
 
     def lora_fault(self, lora: Lora) -> str | None:

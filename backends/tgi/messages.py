@@ -10,7 +10,7 @@ from typing import Any
 from backends.contract import GenerateRequest, HttpRequest
 from backends.openai_cutting import CuttingDecoder
 from backends.openai_dialect import choices_asked, openai_request
-from backends.tgi import wire
+from backends.tgi import errors
 
 __all__ = ["decoder", "encode"]
 
@@ -20,4 +20,4 @@ def encode(request: GenerateRequest, parameters: Mapping[str, Any]) -> HttpReque
 
 
 def decoder(request: GenerateRequest) -> CuttingDecoder:
-    return CuttingDecoder(choices_asked(request), wire.classify, request.stop)
+    return CuttingDecoder(choices_asked(request), errors.MESSAGES, request.stop)

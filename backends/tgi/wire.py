@@ -6,8 +6,7 @@ template; TGI puts special tokens (a BOS) before it. Shapes and texts: router/sr
 validation.rs of text-generation-inference.
 
 Two things of theirs are not for clients: special tokens, and the stop sequence, which stays in the text. A
-stream ends with the event that holds `generated_text`; there is no `[DONE]`. Every error of a stream comes
-with status 200, as an event.
+stream ends with the event that holds `generated_text`; there is no `[DONE]`. Errors: `errors.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,17 +24,15 @@ from backends.contract import (
 )
 from backends.decoding import (
     AnswerDecoder,
-    EngineWords,
     engine_words,
-    kind_of_status,
     lenient_json,
-    says_too_long,
     token_count,
 )
 from backends.headers import json_headers
 from backends.text_engines import VisibleText, plain_text
+from backends.tgi import errors
 
-__all__ = ["BASE_MODEL", "TgiDecoder", "classify", "encode"]
+__all__ = ["BASE_MODEL", "TgiDecoder", "encode"]
 
 BASE_MODEL = "tgi"
 """The model name that means no LoRA adapter; any other is sent as `adapter_id`, as its Messages API does."""
@@ -54,42 +51,6 @@ def encode(request: GenerateRequest, parameters: Mapping[str, Any]) -> HttpReque
     return HttpRequest("POST", path, json_headers(request), msgspec.json.encode(body))
 
 
-# ------------------------------------------------------------------------------------------------ errors
-
-_KIND_OF_ERROR_TYPE = {
-    "overloaded": ErrorKind.OVERLOADED,
-    "validation": ErrorKind.CLIENT,
-    "template_error": ErrorKind.CLIENT,
-    "missing_template_variable": ErrorKind.CLIENT,
-    "tool_error": ErrorKind.CLIENT,
-    "generation": ErrorKind.ENGINE,
-    "incomplete_generation": ErrorKind.ENGINE,
-    "incomplete_generation_stream": ErrorKind.ENGINE,
-    "healthcheck": ErrorKind.ENGINE,
-}
-_KIND_OF_PREFIX = (
-    ("Model is overloaded", ErrorKind.OVERLOADED),
-    ("Request failed during generation", ErrorKind.ENGINE),
-    ("Incomplete generation", ErrorKind.ENGINE),
-)
-
-
-def classify(status: int | None, words: EngineWords) -> ErrorKind:
-    """TGI's error table, for native and OpenAI routes.
-
-    The latter's stream errors all name status 422, overload included, so the text goes before the status.
-    """
-    if says_too_long(words):
-        return ErrorKind.CONTEXT_LENGTH
-    if words.type in _KIND_OF_ERROR_TYPE:
-        return _KIND_OF_ERROR_TYPE[words.type]
-    for prefix, kind in _KIND_OF_PREFIX:
-        if words.message.startswith(prefix):
-            return kind
-    status = status or words.code
-    return ErrorKind.ENGINE if status == 424 else kind_of_status(status)
-
-
 # ----------------------------------------------------------------------------------------------- answers
 
 
@@ -101,7 +62,7 @@ class TgiDecoder(AnswerDecoder):
     """
 
     def __init__(self, *, stops: Sequence[str], echoes: bool = False) -> None:
-        super().__init__(classify)
+        super().__init__(errors.NATIVE)
         self._stops = tuple(stops)
         self._echoes = echoes
         self._text = VisibleText(stops)

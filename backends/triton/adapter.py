@@ -23,7 +23,7 @@ from backends.contract import (
 )
 from backends.doors import NO_DOORS
 from backends.fanning import first_part
-from backends.triton import llmapi, load, metadata, parameters, wire
+from backends.triton import errors, llmapi, load, metadata, parameters, wire
 from backends.triton.sleeping import TritonSleep
 
 __all__ = ["TritonAdapter", "TritonOptions"]
@@ -43,6 +43,9 @@ class TritonOptions(msgspec.Struct, frozen=True):
     guided_decoding: bool = False
     """Whether the model has the guided_decoding tensors and a backend for them. Where it has not, Triton
     ignores them in silence, so response_format is refused unless this is set."""
+    attentive: bool = False
+    """Whether the classic models look whether their request was cancelled. TensorRT-LLM's do not, as shipped
+    (README.md, "Cancellation", has the lines to add): what is wasted is estimated by it."""
     metrics_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 8002
 
 
@@ -63,6 +66,7 @@ class TritonAdapter:
         self._options = options or TritonOptions()
         self._is_llmapi = self._options.vocabulary == "llmapi"
         self.reuses_prefixes = self._is_llmapi  # the classic models do with enable_kv_cache_reuse
+        self.errors = errors.LLMAPI if self._is_llmapi else errors.CLASSIC
         self.adds_bos = self._options.add_special_tokens
         self.tables = (
             parameters.llmapi_tables()
@@ -116,11 +120,12 @@ class TritonAdapter:
         return llmapi.cancel(request) if self._is_llmapi else None
 
     def lingers(self, request: GenerateRequest) -> float:
-        """A closed connection is noticed at the next write, which for a whole answer is the end. llmapi looks
-        every 100 ms whether it was told (`cancellation_check_period_ms`)."""
+        """llmapi looks every 100 ms whether it was told (`cancellation_check_period_ms`). The classic models
+        as shipped never look, so that they compute to the end; attentive ones are told by Triton, which
+        notices a closed connection when it next writes to it: of a whole answer, at its end."""
         if self._is_llmapi:
             return 0.05
-        return 0.0 if request.stream else math.inf
+        return 0.0 if request.stream and self._options.attentive else math.inf
 
     def metadata_requests(self, model: str | None = None) -> Sequence[HttpRequest]:
         paths = () if model is None else metadata.model_paths(model)

@@ -7,6 +7,7 @@ triton_backend/all_models/llmapi):
     streaming          the stream switch; each event holds **all text so far**
     stop               the *cancel* flag: a second request with the same JSON `id` and `stop: true`
     finish reason      only where it is asked for; the words are TensorRT-LLM's, and "None" until there is one
+    stop reason        likewise: the stop string, which is cut off; what it began with may be in events before
     token counts       none
     prompt             echoed unless sampling_param_exclude_input_from_output says no
 """
@@ -31,6 +32,8 @@ def encode(request: GenerateRequest, parameters: Mapping[str, Any]) -> HttpReque
         "sampling_param_exclude_input_from_output": True,
         **parameters,
     }
+    if any(request.stop):
+        tensors["return_stop_reason"] = True
     if (lora := request.lora) is not None:
         tensors |= {"lora_id": lora.id, "lora_name": lora.name, "lora_path": lora.path}
     return generate_request(request, tensors, stream=request.stream)

@@ -5,7 +5,8 @@ key is an input tensor (docs/protocol/extension_generate.md); which, and in whic
 
 Answers have no end marker and no finish reason. A stream is complete when its body ends cleanly after one
 event or more. The reason is derived: a stop string was found -> stop; as many output tokens as asked ->
-length; else stop.
+length; else stop. Where events have a finish reason (llmapi, which says "None" until there is one), a stream
+without one is a cut.
 
 Text comes in three ways (`text_mode`), and the metadata does not tell which:
 
@@ -33,18 +34,16 @@ from backends.contract import (
 from backends.decoding import (
     MAX_DOCUMENT_BYTES,
     AnswerDecoder,
-    EngineWords,
     engine_words,
-    kind_of_status,
     lenient_json,
-    says_too_long,
     token_count,
 )
 from backends.headers import json_headers
 from backends.text_engines import VisibleText, plain_text
+from backends.triton.errors import BROKEN, CLASSIC
 
 __all__ = [
-    "DEFAULT_MAX_TOKENS", "TextMode", "TritonDecoder", "classify", "encode", "generate_request",
+    "DEFAULT_MAX_TOKENS", "TextMode", "TritonDecoder", "encode", "generate_request",
     "max_tokens_sent",
 ]  # fmt: skip
 
@@ -89,47 +88,6 @@ def max_tokens_sent(request: GenerateRequest) -> int:
     return DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
 
 
-# ------------------------------------------------------------------------------------------------ errors
-
-_REQUEST_ID = r"(?:\[request id: [^\]]{0,200}\] )?"
-_CLIENT_FAULT = re.compile(  # anchored: a traceback may quote any of these
-    _REQUEST_ID
-    + r"(?:failed to parse the request JSON|Unable to parse|parameter '[^']{0,200}' has invalid type"
-    r"|attempt to access JSON|expected number of inputs|unexpected inference input|unexpected shape"
-    r"|unexpected data-?type|unable to find|input '[^']{0,200}' (?:batch size does not match|has)"
-    r"|Input '[^']{0,200}'|missing|unexpected (?:explicit tensor|total byte size))",
-)
-_UNSUPPORTED = re.compile(
-    r"doesn't support models with decoupled|expects model to produce exactly 1 response"
-)
-_NOT_FOUND = re.compile(
-    r"Request for unknown model|has no available versions|Model version not ready|is not ready"
-)
-_OVERLOADED = re.compile(r"Exceeds maximum queue size|Request timeout expired", re.IGNORECASE)
-
-
-def classify(status: int | None, words: EngineWords) -> ErrorKind:
-    """Triton's error table.
-
-    The text goes first: a bad request is a 500, and whatever a model raises is a 400 (only INTERNAL,
-    NOT_FOUND, UNAVAILABLE and UNSUPPORTED have statuses of their own; src/http_server.cc).
-    """
-    text = words.message
-    if says_too_long(words):
-        return ErrorKind.CONTEXT_LENGTH
-    if _OVERLOADED.search(text):
-        return ErrorKind.OVERLOADED
-    if text.startswith("Traceback"):
-        return ErrorKind.ENGINE
-    if _CLIENT_FAULT.match(text):
-        return ErrorKind.CLIENT
-    if _NOT_FOUND.search(text):
-        return ErrorKind.NOT_FOUND
-    if _UNSUPPORTED.search(text):
-        return ErrorKind.UNSUPPORTED
-    return ErrorKind.ENGINE if status in (400, 422) else kind_of_status(status)
-
-
 # ----------------------------------------------------------------------------------------- text of streams
 
 
@@ -139,8 +97,11 @@ class _Reader(Protocol):
     def read(self, piece: str) -> tuple["_Reader", str]:
         """The reader for the next event, and the text that is new for certain."""
 
-    def rest(self) -> str:
-        """At the end: what was held back."""
+    def rest(self, *, by_length: bool) -> str:
+        """At the end: what was held back. `by_length`: the bound on its tokens ended the answer."""
+
+    def taken_back(self) -> int:
+        """How many characters at the end of what was given the last event has no more."""
 
 
 _REPLACEMENT = "\ufffd"
@@ -150,8 +111,11 @@ class _Deltas:
     def read(self, piece: str) -> tuple[_Reader, str]:
         return self, piece
 
-    def rest(self) -> str:
+    def rest(self, *, by_length: bool) -> str:
         return ""
+
+    def taken_back(self) -> int:
+        return 0
 
 
 class _Cumulative:
@@ -162,13 +126,16 @@ class _Cumulative:
         self._latest = latest
 
     def read(self, piece: str) -> tuple[_Reader, str]:
-        if not piece:  # a last event may be empty; text is never taken back
+        if not piece:  # a last event may be empty
             return self, ""
         self._latest = piece
         return self, self._new(piece.rstrip(_REPLACEMENT))
 
-    def rest(self) -> str:
+    def rest(self, *, by_length: bool) -> str:
         return self._new(self._latest)
+
+    def taken_back(self) -> int:
+        return max(0, len(self._given) - len(self._latest))
 
     def _new(self, text: str) -> str:
         """What `text` holds behind the beginning that it shares with what was given.
@@ -195,8 +162,9 @@ class _Undecided:
 
     An event that does not begin with the one before it can only be a delta. One that does, and is longer, is
     taken as cumulative, unless the one before is too short to prove anything ("\\n", "\\n\\n"; "a", "aa").
-    An equal one proves nothing. At the end, a text that grew was cumulative; one that only repeated itself
-    was deltas.
+    An equal one proves nothing. At the end, a text that grew was cumulative. One that only repeated itself
+    ("Yes", "Yes") was cumulative too if the model ended it there: the event of the end has no text of its
+    own, so a delta would have been empty.
     """
 
     _PROOF_CHARACTERS = 2
@@ -206,8 +174,10 @@ class _Undecided:
         self._latest = ""  # all text, if they are cumulative
         self._given = ""
         self._grew = False
+        self._ends_empty = False
 
     def read(self, piece: str) -> tuple[_Reader, str]:
+        self._ends_empty = not piece
         if not piece:
             return self, ""
         before = self._latest.rstrip(_REPLACEMENT)
@@ -225,8 +195,12 @@ class _Undecided:
         self._given += new
         return self, new
 
-    def rest(self) -> str:
-        return (self._latest if self._grew else self._pieces)[len(self._given) :]
+    def rest(self, *, by_length: bool) -> str:
+        is_cumulative = self._grew or not (by_length or self._ends_empty)
+        return (self._latest if is_cumulative else self._pieces)[len(self._given) :]
+
+    def taken_back(self) -> int:
+        return max(0, len(self._given) - len(self._latest)) if self._grew else 0
 
 
 def _reader(mode: TextMode) -> _Reader:
@@ -258,6 +232,7 @@ class _Output(msgspec.Struct):
     num_input_tokens: Any = msgspec.UNSET
     num_output_tokens: Any = msgspec.UNSET
     finish_reason: Any = msgspec.UNSET
+    stop_reason: Any = msgspec.UNSET
     output_log_probs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     """Only its length is of use, where no count is told."""
     outputs: list[_Tensor] | msgspec.UnsetType = msgspec.UNSET
@@ -296,8 +271,10 @@ class TritonDecoder(AnswerDecoder):
     """
 
     def __init__(self, *, stops: Sequence[str], max_tokens: int | None, text_mode: TextMode) -> None:
-        super().__init__(classify, max_event_bytes=MAX_DOCUMENT_BYTES)  # one may hold a tensor
+        super().__init__(CLASSIC, max_event_bytes=MAX_DOCUMENT_BYTES)  # one may hold a tensor
+        self._tells_reason = False
         self._told_reason: FinishReason | None = None  # llmapi's, if it was asked for
+        self._told_stop: str | None = None  # likewise: the stop string that ended it
         self._stops = tuple(stops)
         self._max_tokens = max_tokens
         self._reader = _reader(text_mode)
@@ -315,11 +292,13 @@ class TritonDecoder(AnswerDecoder):
             return
         self._answered |= piece is not None
         self._counts.read(output, has_text=bool(piece))
+        if (stop := _single(output.get("stop_reason"))) in self._stops:
+            self._told_stop = stop
         if self._text.stopped:
             if self._text.has_waited_enough():
                 self._end_well()
             return
-        if piece:
+        if piece is not None:
             self._reader, new = self._reader.read(piece)
             self._emit(self._text.add(new, tokens=1))
 
@@ -348,15 +327,21 @@ class TritonDecoder(AnswerDecoder):
             self.fail(ErrorKind.ENGINE, "the stream ended inside an event")
         elif not self._answered:
             self.fail(ErrorKind.ENGINE, "the stream ended without an answer")
+        elif self._tells_reason and self._told_reason is None and not self._text.stopped:
+            self.fail(ErrorKind.ENGINE, "the stream ended without its finish reason")
         else:
+            reason = self._reason(self._counts.completion)
             if not self._text.stopped:
-                self._emit(self._text.add(self._reader.rest(), tokens=0))
-            self._emit(self._text.end(self._reason(self._counts.completion)))
+                self._emit(self._text.add(self._reader.rest(by_length=reason == "length"), tokens=0))
+            if self._told_stop is None:
+                self._emit(self._text.end(reason))
+            else:
+                self._emit(self._text.end_at(self._told_stop, self._reader.taken_back()))
             self._end_well()
 
     def before_failure(self) -> None:
         if not self._text.stopped:
-            self._emit(self._text.add(self._reader.rest(), tokens=0))
+            self._emit(self._text.add(self._reader.rest(by_length=False), tokens=0))
         self._emit(self._text.abandon())
         self._emit_usage()
 
@@ -381,10 +366,11 @@ class TritonDecoder(AnswerDecoder):
 
     def _has_ended_well(self, word: Any) -> bool:
         """Take note of llmapi's finish reason. False: it is a bad one, which has been told as a failure."""
+        self._tells_reason |= word is not None
         if word in ("stop", "length"):
             self._told_reason = word
-        elif word in _BROKEN and not self._text.stopped:
-            self.fail(_BROKEN[word], f"the engine ended the answer with {word!r}")
+        elif word in BROKEN and not self._text.stopped:
+            self.fail(BROKEN[word], f"the engine ended the answer with {word!r}")
             return False
         return True
 
@@ -406,12 +392,6 @@ class TritonDecoder(AnswerDecoder):
     def _end_well(self) -> None:
         self._emit_usage()
         self.finish()
-
-
-_BROKEN = {
-    "timeout": ErrorKind.TIMEOUT,
-    "cancelled": ErrorKind.ENGINE,  # by somebody else, since we are still reading
-}
 
 
 def _tensors(output: dict[str, Any]) -> dict[str, Any]:

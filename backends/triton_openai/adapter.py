@@ -6,9 +6,7 @@ from backends.answers import get
 from backends.contract import Answers, Decoder, GenerateRequest, Health, HttpRequest, Metadata, Takes
 from backends.doors import NativeDoors
 from backends.openai_adapter import OpenAiDialectAdapter
-from backends.openai_cutting import CuttingDecoder
-from backends.openai_dialect import choices_asked
-from backends.triton_openai import metadata, parameters, wire
+from backends.triton_openai import errors, metadata, parameters, wire
 
 __all__ = ["TritonOpenAiAdapter", "TritonOpenAiOptions"]
 
@@ -24,9 +22,10 @@ class TritonOpenAiAdapter(OpenAiDialectAdapter):
     """Triton's OpenAI frontend."""
 
     kind = "triton-openai"
-    doors = NativeDoors(("embeddings",), wire.classify)
+    doors = NativeDoors(("embeddings",), errors.TABLE)
     takes = Takes(prompts=1, choices=1)
     metadata_paths = metadata.PATHS
+    errors = errors.TABLE
 
     def __init__(self, options: TritonOpenAiOptions | None = None) -> None:
         self.tables = parameters.tables(tool_calling=(options or TritonOpenAiOptions()).tool_calling)
@@ -35,7 +34,7 @@ class TritonOpenAiAdapter(OpenAiDialectAdapter):
         return wire.encode(request, self.tables.of(request).write(request))
 
     def decoder(self, request: GenerateRequest) -> Decoder:
-        return CuttingDecoder(choices_asked(request), wire.classify, request.stop)
+        return wire.FrontendDecoder(request, self.errors)
 
     def health_request(self) -> HttpRequest:
         return get("/health/ready")

@@ -18,7 +18,7 @@ from backends.contract import (
 )
 from backends.doors import NativeDoors
 from backends.openai_adapter import OpenAiDialectAdapter, ask
-from backends.trtllm import load, metadata, parameters, wire
+from backends.trtllm import errors, load, metadata, parameters, wire
 
 __all__ = ["TrtllmAdapter", "TrtllmOptions"]
 
@@ -35,12 +35,13 @@ class TrtllmAdapter(OpenAiDialectAdapter):
     """`trtllm-serve`: OpenAI's shapes with a closed list of keys."""
 
     kind = "trtllm"
-    doors = NativeDoors(("responses",), wire.classify)
+    doors = NativeDoors(("responses",), errors.TABLE)
     canonical = False  # chunk ids change in a stream, and finish reasons may be its own words
     reuses_prefixes = True
     takes_priority = True
     metadata_paths = metadata.PATHS
     tables = parameters.TABLES
+    errors = errors.TABLE
 
     def __init__(self, options: TrtllmOptions | None = None) -> None:
         self._options = options or TrtllmOptions()

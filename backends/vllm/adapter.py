@@ -6,7 +6,6 @@ from typing import Any
 from backends.answers import get
 from backends.contract import (
     Answers,
-    Decoder,
     GenerateRequest,
     Health,
     HttpRequest,
@@ -16,9 +15,8 @@ from backends.contract import (
 )
 from backends.doors import ALL_DOORS, NativeDoors
 from backends.openai_adapter import OpenAiDialectAdapter, ask
-from backends.openai_dialect import OpenAiDecoder, choices_asked
 from backends.options import NoOptions
-from backends.vllm import load, metadata, parameters, wire
+from backends.vllm import errors, load, metadata, parameters, wire
 from backends.vllm.sleeping import VllmSleep
 
 __all__ = ["VllmAdapter"]
@@ -28,21 +26,19 @@ class VllmAdapter(OpenAiDialectAdapter):
     """vLLM's OpenAI server. Notices a closed connection at once."""
 
     kind = "vllm"
-    doors = NativeDoors(ALL_DOORS, wire.classify)
+    doors = NativeDoors(ALL_DOORS, errors.TABLE, adapted=ALL_DOORS)
     sleep: SleepControl | None = VllmSleep()
     metadata_paths = metadata.PATHS
     reuses_prefixes = True
     takes_priority = True
     tables = parameters.TABLES
+    errors = errors.TABLE
 
     def __init__(self, options: NoOptions | None = None) -> None:
         pass
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
         return wire.encode(request, self.tables.of(request).write(request))
-
-    def decoder(self, request: GenerateRequest) -> Decoder:
-        return OpenAiDecoder(choices_asked(request), wire.classify)
 
     def health_request(self) -> HttpRequest:
         return get("/health")

@@ -8,12 +8,10 @@ A `priority` is an error unless the server was started with `--scheduling-policy
 from collections.abc import Mapping
 from typing import Any
 
-from backends.contract import ErrorKind, GenerateRequest, HttpRequest, Priority
-from backends.decoding import EngineWords
-from backends.openai_dialect import classify as classify_openai
+from backends.contract import GenerateRequest, HttpRequest, Priority
 from backends.openai_dialect import openai_request
 
-__all__ = ["classify", "encode", "priority"]
+__all__ = ["encode", "priority"]
 
 
 def encode(request: GenerateRequest, parameters: Mapping[str, Any]) -> HttpRequest:
@@ -26,10 +24,3 @@ def encode(request: GenerateRequest, parameters: Mapping[str, Any]) -> HttpReque
 def priority(asked: Priority) -> int:
     """Interactive 0, standard 10,000, batch 20,000, and the client's own on top."""
     return (2 - asked.level) * 10_000 + asked.own
-
-
-def classify(status: int | None, words: EngineWords) -> ErrorKind:
-    """OpenAI's error table; a priority that the server was not started for is no fault of the client."""
-    if "priority scheduling is not enabled" in words.message.lower():
-        return ErrorKind.ENGINE
-    return classify_openai(status, words)

@@ -10,6 +10,7 @@ from typing import Any
 from gateway.api.asgi import Receive, Scope, Send, authorization, send_json
 from gateway.api.reading import decode_body, read_call
 from gateway.api.receiving import check_media_type, read_body
+from gateway.api.sessions import session_named
 from gateway.call import ROUTES, Dialect
 from gateway.config.snapshot import ANONYMOUS, Pool, Tenant
 from gateway.errors import BadRequest
@@ -108,7 +109,7 @@ class AdminHandlers:
         return {"lengths": [asdict(row) for row in lengths.rows()], **asdict(lengths.statistics())}
 
     async def explain(self, scope: Scope, receive: Receive) -> Any:
-        """`{"tenant": T, "dialect": "chat", "request": {an OpenAI body}}` -> where it would go and why.
+        """`{"tenant": T, "dialect": "chat", "session": S, "request": {a body}}` -> where it would go and why.
 
         `tenant` may be left out where authentication is off. A body that names a `model` itself is taken
         for the request.
@@ -194,7 +195,7 @@ async def explain_request(runtime: Runtime, asked: Mapping[str, Any], now: float
         {
             name: value
             for name, value in body.items()
-            if body is not asked or name not in ("tenant", "dialect")
+            if body is not asked or name not in ("tenant", "dialect", "session")
         },
         dialect=dialect,
         call_id="explain",
@@ -202,6 +203,7 @@ async def explain_request(runtime: Runtime, asked: Mapping[str, Any], now: float
         tenant=_tenant(runtime, asked.get("tenant")),
         key_id=None,
         received=now,
+        session_id=_session(asked.get("session")),
     )
     pipeline = runtime.pipeline
     estimate = pipeline.explained(call, await pipeline.estimate(call))
@@ -216,6 +218,16 @@ async def explain_request(runtime: Runtime, asked: Mapping[str, Any], now: float
         "degraded": None if lesser is None else str(lesser),
         "overload": [asdict(row) for row in rows],
     }
+
+
+def _session(name: object) -> str | None:
+    if name is None:
+        return None
+    if not isinstance(name, str) or (session := session_named(name)) is None:
+        raise BadRequest(
+            "'session' is what x-session-id would say: 1 to 200 ASCII characters.", param="session"
+        )
+    return session
 
 
 def _tenant(runtime: Runtime, name: object) -> Tenant:

@@ -1,5 +1,6 @@
 """An answer under way: one object that holds what must be given back."""
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
 
@@ -22,6 +23,10 @@ MOST = 10_000_000
 """Output tokens that no answer has, where nothing bounds it."""
 
 
+SendOutcome = Literal["ok", "abandoned", "error"]
+"""Of an answer that has begun: it ended as it should, or by a limit; nobody waited for its end; it broke."""
+
+
 class Answer:
     """An answer under way: the lease on a replica's slot and on the upstream connection.
 
@@ -36,7 +41,9 @@ class Answer:
         generation: Generation,
         sent: int | None,
         prompt: PromptCount,
+        on_end: Callable[[SendOutcome], None],
     ) -> None:
+        """`on_end` is told once how it ended."""
         self.call = call
         self.target = target
         self.slot = slot
@@ -44,6 +51,7 @@ class Answer:
         self.sent_max_tokens = sent
         self.choices = call.request.n * prompt.prompts
         self._prompt = prompt
+        self._on_end: Callable[[SendOutcome], None] | None = on_end
         self._most = None if sent is None else sent * self.choices
         """Output tokens that were asked for at most."""
         self.span: Span = NO_SPAN
@@ -154,10 +162,20 @@ class Answer:
         """The engine's figure where it gave one (zero is a figure), else what was seen to pass."""
         return self.counted_tokens if self.reported_tokens is None else self.reported_tokens
 
+    @property
+    def outcome(self) -> SendOutcome:
+        """How it ended, if it ends here."""
+        if self.ended:
+            return "ok"
+        return "abandoned" if self.lost_by == "client" else "error"
+
     def release(self) -> None:
         """Stop the engine if it still runs, give the slot back. Idempotent."""
         self.generation.cancel()
         self.slot.release()
+        if self._on_end is not None:
+            self._on_end(self.outcome)
+            self._on_end = None
         self.span.end(
             {
                 "gen_ai.usage.input_tokens": self.prompt_tokens,

@@ -7,6 +7,8 @@ not reach an engine, for which a 400 names the field:
     content by reference      URLs, file ids: no engine is sent to fetch something for a client
     what is kept by engines   `previous_response_id`, `conversation`, `background`: the next request may go to
                               another replica, which knows nothing of it
+    what reaches past us      fields by which some engine lifts the bound, brings tokens that nobody counted,
+                              chooses an adapter, or speaks to other machines (`NOT_FOR_CLIENTS`)
 
     embeddings   `input`, in OpenAI's four forms
     responses    `instructions`, `input`
@@ -22,11 +24,9 @@ from typing import Any
 from backends.contract import Door, Prompt
 from gateway.errors import BadRequest
 
-__all__ = ["NATIVE", "OUTPUT_BOUNDS", "STREAMING", "Reading", "read_body_of"]
+__all__ = ["NATIVE", "NOT_FOR_CLIENTS", "OUTPUT_BOUNDS", "Reading", "read_body_of"]
 
 NATIVE: frozenset[Door] = frozenset(("embeddings", "responses", "messages", "rerank", "score"))
-STREAMING: frozenset[Door] = frozenset(("chat", "completions", "responses", "messages"))
-"""Those that generate, and so may stream."""
 
 OUTPUT_BOUNDS: Mapping[Door, tuple[str, ...]] = {
     "chat": ("max_tokens", "max_completion_tokens"),
@@ -35,6 +35,37 @@ OUTPUT_BOUNDS: Mapping[Door, tuple[str, ...]] = {
     "messages": ("max_tokens",),
 }
 """The fields that bound the output, the stronger one last."""
+
+_BOUND = "it would lift the bound on the output"
+_CHOICES = "there is one answer here"
+_TOKENS = "it would bring tokens past the prompt that is counted"
+_ADAPTER = "adapters are models here, and reached by their names"
+_ENGINE = "it reaches into the engine"
+
+NOT_FOR_CLIENTS: Mapping[str, str] = {
+    "n_predict": _BOUND, "max_new_tokens": _BOUND,
+    "n": _CHOICES, "n_cmpl": _CHOICES, "best_of": _CHOICES,
+    "input_ids": _TOKENS, "input_embeds": _TOKENS, "prompt_embeds": _TOKENS, "prompt_token_ids": _TOKENS,
+    "embed_overrides": _TOKENS, "previous_input_messages": _TOKENS,
+    "lora": _ADAPTER, "lora_path": _ADAPTER, "lora_request": _ADAPTER,
+    "request_id": "the gateway names requests: send the header x-request-id",
+    "rid": "the gateway names requests: send the header x-request-id",
+    **dict.fromkeys(
+        (
+            "beam_width", "bootstrap_host", "bootstrap_port", "bootstrap_room", "custom_logit_processor",
+            "custom_params", "data_parallel_rank", "disagg_prefill_dp_rank", "disaggregated_params",
+            "early_stopping", "ec_transfer_params", "guided_decoding_backend", "id_slot",
+            "kv_transfer_params", "length_penalty", "logits_processors", "n_discard", "n_keep", "num_beams",
+            "prompt_logprobs", "response_fields", "return_context_logits",
+            "return_generation_logits", "return_hidden_states", "return_progress",
+            "return_routed_experts", "routed_dp_rank", "session_params", "slot_id", "sse_ping_interval",
+            "timings_per_token", "use_beam_search", "verbose",
+        ),
+        _ENGINE,
+    ),
+}  # fmt: skip
+"""Fields of a native body that no client may send, and why. Chats have a rule for each field, by engine; a
+body that is passed on would carry these to whichever engine acts on them. An `n` of 1 asks for nothing."""
 
 MAX_ITEMS = 10_000
 MAX_TEXTS = 2048
@@ -76,6 +107,9 @@ class Reading:
 
 def read_body_of(door: Door, given: Mapping[str, Any]) -> Reading:
     """What takes part in the prompt. Raises BadRequest, naming the field."""
+    for field in given.keys() & NOT_FOR_CLIENTS.keys():
+        if NOT_FOR_CLIENTS[field] is not _CHOICES or given[field] != 1:
+            raise BadRequest(f"{field!r} is not accepted: {NOT_FOR_CLIENTS[field]}.", param=field)
     match door:
         case "embeddings":
             return _embeddings(given)

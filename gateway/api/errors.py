@@ -60,7 +60,7 @@ def anthropic_error(error: GatewayError, request_id: str | None = None) -> dict[
         "type": _ANTHROPIC_TYPES.get(error.status, "invalid_request_error"),
         "message": error.message,
     }
-    if error.code is not None:
+    if error.code is not None or error.param is not None:
         told["details"] = {"error_code": error.code, "param": error.param}
     body: dict[str, Any] = {"type": "error", "error": told}
     return body if request_id is None else {**body, "request_id": request_id}

@@ -6,14 +6,15 @@ route or template are refused.
 """
 
 import gc
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from backends.contract import GenerateRequest, NativeRequest
-from gateway.api.doors import NATIVE, OUTPUT_BOUNDS, STREAMING, read_body_of
-from gateway.call import PROMPT_FIELDS, Call, Dialect
+from gateway.api.doors import NATIVE, OUTPUT_BOUNDS, read_body_of
+from gateway.call import PROMPT_FIELDS, STREAMING, Call, Dialect
 from gateway.config.snapshot import MediaTokens, Model, PriorityClass, Snapshot, Tenant
 from gateway.errors import BadRequest, ModelNotFound, UnsupportedByEngine
 from gateway.tokens.media import cost_of
@@ -51,6 +52,9 @@ READ_FIELDS = frozenset(
 )  # fmt: skip
 """Fields that the gateway itself acts on; all others travel as `GenerateRequest.parameters`."""
 
+KEPT_FIELDS = ("prompt_cache_key", "cache_salt")
+"""Fields of a native body that say where its prompt may be found computed; the others are its engine's."""
+
 _MEDIA: Mapping[str, str] = {
     "image_url": "url", "video_url": "url", "audio_url": "url", "input_audio": "data", "file": "file_data",
 }  # fmt: skip
@@ -63,6 +67,13 @@ TIER_CLASSES: Mapping[str, PriorityClass] = {
 }
 
 
+_WHOLE_CHARACTERS = re.compile(
+    rb"(?:[^\\]++|\\[^u]|\\u(?:[^dD]|[dD][0-7])|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F])*+", re.DOTALL
+)
+"""JSON up to the first escape that is half a character."""
+_HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+
+
 def decode_body(body: bytes) -> dict[str, Any]:
     """The body as a JSON object, or BadRequest."""
     if len(body) > MAX_CONTAINERS and body.count(b"{") + body.count(b"[") > MAX_CONTAINERS:
@@ -71,12 +82,23 @@ def decode_body(body: bytes) -> dict[str, Any]:
         value = _decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         text = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise BadRequest(f"The body is not valid JSON: {text}.") from None
+        raise BadRequest(f"The body is not valid JSON: {_half_a_character(body) or text}.") from None
     if not isinstance(value, dict):
         raise BadRequest("The body must be a JSON object.")
     if len(value) > MAX_FIELDS:
         raise BadRequest(f"The body has more than {MAX_FIELDS} fields.")
     return value
+
+
+def _half_a_character(body: bytes) -> str | None:
+    """What a JSON decoder says of a lone surrogate misleads (`truncated`); this says it. None where there is
+    none."""
+    whole = _WHOLE_CHARACTERS.match(body)
+    half = _HALF.match(body, whole.end()) if whole is not None else None
+    if half is None:
+        return None
+    escape = half[0].decode()
+    return f"{escape} at byte {half.start()} is half of a surrogate pair, without its other half"
 
 
 def _decode(body: bytes) -> Any:
@@ -206,7 +228,7 @@ def _native_request(
                     f"Content parts of type {part['type']} are not supported: only text is.",
                     param=PROMPT_FIELDS[dialect],
                 )
-    parameters = {name: given[name] for name in ("prompt_cache_key",) if name in given}
+    parameters = {name: given[name] for name in KEPT_FIELDS if name in given}
     if reading.tools is not None:
         parameters["tools"] = reading.tools
     request = GenerateRequest(
@@ -466,7 +488,7 @@ CHECKS: Mapping[Dialect, Mapping[str, Check]] = {
     "chat": {**COMMON_CHECKS, "logprobs": _boolean, "top_logprobs": _integers(0, 20)},
     "completions": {**COMMON_CHECKS, "logprobs": _integers(0, 20)},
     # Engines check the rest: no value that is known to crash one has a way in here.
-    "embeddings": {"dimensions": _integers(1, 2**20), "user": _short_string},
+    "embeddings": {"dimensions": _integers(1, 2**20), "user": _short_string, "cache_salt": _short_string},
     "responses": {
         "temperature": _numbers(0, 2),
         "top_p": _numbers(0, 1),
@@ -474,16 +496,18 @@ CHECKS: Mapping[Dialect, Mapping[str, Check]] = {
         "user": _short_string,
         "safety_identifier": _short_string,
         "prompt_cache_key": _short_string,
+        "cache_salt": _short_string,
         "metadata": _object,
     },
     "messages": {
         "temperature": _numbers(0, 2),
         "top_p": _numbers(0, 1),
         "top_k": _integers(-1, 2**31 - 1),
+        "cache_salt": _short_string,
         "metadata": _object,
     },
-    "rerank": {"top_n": _integers(0, 2**20)},
-    "score": {},
+    "rerank": {"top_n": _integers(0, 2**20), "cache_salt": _short_string},
+    "score": {"cache_salt": _short_string},
 }
 
 

@@ -13,7 +13,8 @@ from backends.contract import Delta, Done, Event, Usage
 from gateway.answering.answer import Answer
 from gateway.api.asgi import Scope, Send, send_body
 from gateway.api.errors import error_body, error_headers
-from gateway.api.passing import PassingDocument, PassingStream, stream_failure
+from gateway.api.folding import Frame
+from gateway.api.passing import PassingDocument, PassingStream, UnstreamedDocument, stream_failure
 from gateway.api.receiving import DisconnectWatch
 from gateway.api.rendering import DONE, StreamRenderer, WholeRenderer, event_of, usage_of
 from gateway.call import Call
@@ -133,7 +134,7 @@ class StreamReply(_Reply):
         call, name = self._call, self.model_name()
         if call.request.native is None:
             return StreamRenderer(call.dialect, call.id, self._created, name, call.include_usage)
-        self._passing = PassingStream(call.dialect, call.id, self._created, name)
+        self._passing = PassingStream(call.dialect, Frame(call.id, self._created, name))
         return self._passing
 
     def _failure(self, error: GatewayError) -> bytes:
@@ -202,10 +203,13 @@ class WholeReply(_Reply):
     async def comment(self, text: str) -> None:
         """JSON has none."""
 
-    def _a_renderer(self) -> WholeRenderer | PassingDocument:
-        if self._call.request.native is not None:
+    def _a_renderer(self) -> WholeRenderer | PassingDocument | UnstreamedDocument:
+        call, name = self._call, self.model_name()
+        if call.request.native is None:
+            return WholeRenderer(call.dialect, call.id, self._created, name)
+        if not self.answer.request.stream:
             return PassingDocument()
-        return WholeRenderer(self._call.dialect, self._call.id, self._created, self.model_name())
+        return UnstreamedDocument(call.dialect, Frame(call.id, self._created, name))
 
     async def fail(self, error: GatewayError) -> None:
         """Never needed: a whole reply has either not started or is complete."""

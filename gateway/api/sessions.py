@@ -15,7 +15,10 @@ MOST = 200
 
 def session_of(scope: Scope) -> str | None:
     """The session that the client names; None where it names none, or nothing that could be one."""
-    value = (header(scope, SESSION_HEADER) or b"").strip()
-    if not value or len(value) > MOST or not value.isascii():
-        return None
-    return value.decode()
+    return session_named((header(scope, SESSION_HEADER) or b"").decode("latin-1"))
+
+
+def session_named(name: str) -> str | None:
+    """`name` as a session's; None where it could be none."""
+    name = name.strip()
+    return name if name and len(name) <= MOST and name.isascii() else None

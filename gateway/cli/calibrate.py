@@ -25,12 +25,15 @@ from gateway.planning.fitting import Constant, Fit, fit
 
 DEFAULTS = EngineProfile("", 0, 0, 0, 0, 0, 0)
 LOAD = Load()
+LARGE = 0.1
+"""Residuals, rms, that are warned of: three times those of the engine that the form was made for."""
 UNITS = {
     "base": ("ms per step", 1e3, "a step itself and the engine's own code around it (a + host)"),
     "e": ("us per token", 1e6, "each of a step's first {hinge} tokens"),
     "b": ("us per token", 1e6, "each token above them"),
     "q": ("ns per pair", 1e9, "attention, a prompt token looking at an earlier one"),
     "d": ("us per token", 1e6, "each cached token that a decoding sequence reads"),
+    "s": ("us per sequence", 1e6, "each decoding sequence, on top of its token"),
     "request": (
         "ms per request",
         1e3,
@@ -135,6 +138,7 @@ def profile_of_fit(
         kv_tokens=kv_tokens,
         max_sequences=max_sequences,
         step_tokens=found.step_tokens,
+        sequence_s=found.s.value,
     )
 
 
@@ -155,6 +159,12 @@ def caveats(found: Fit, *, floor_ms: float | None) -> list[str]:
             f"not identified (standard error above a third of it): {', '.join(unsure)}; longer prompts "
             "(b, q), more sequences and cached tokens (d), or a quieter machine (e, request) would tell"
         )
+    for kind, residuals in found.residuals.items():
+        if kind != "all" and residuals.rms > LARGE:
+            notes.append(
+                f"the form does not fit this engine's {kind} well (residuals {residuals.rms:.0%} rms, worst: "
+                f"{residuals.worst}): a replay or plan with this profile is off by as much"
+            )
     notes.append("b holds what counting a prompt's tokens costs the engine's host, too")
     notes.append("not measured: kv_tokens, max_sequences, step_tokens, hinge_tokens; they are what was given")
     return notes

@@ -39,6 +39,9 @@ from gateway.tokens.counting import Counting
 def doctor(
     config: ConfigOption = Path("routes.yaml"),
     live: LiveOption = False,
+    tools: Annotated[
+        bool, typer.Option("--tools", help="Clients will send tools: fail where an engine would drop them.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
     """Go through the checklist before production: each line passes, fails with its remedy, or cannot be
@@ -54,7 +57,8 @@ def doctor(
         raise typer.Exit(COULD_NOT_START) from None
     loaded = load_tokenizers(snapshot)
     seen = asyncio.run(_look(snapshot, loaded, settings.admin_key)) if live else None
-    findings = examine(snapshot, loaded, seen, frozenset(map(digest_of, KEYS.values())))
+    known = frozenset(map(digest_of, KEYS.values()))
+    findings = examine(snapshot, loaded, seen, known, wants_tools=tools)
     totals = Counter(finding.verdict for finding in findings)
     if as_json:
         told = {"findings": [asdict(finding) for finding in findings], "totals": dict(totals)}

@@ -14,7 +14,7 @@ from gateway.cli.exits import COULD_NOT_START
 from gateway.telemetry import logs
 
 Kind = Literal["trtllm", "triton", "triton-openai", "tgi", "vllm", "sglang", "llamacpp", "openai"]
-Notice = Literal["at_once", "poll", "next_token", "next_write", "realistic"]
+Notice = Literal["at_once", "poll", "next_token", "next_write", "quiet_second", "realistic"]
 TextMode = Literal["delta", "cumulative"]
 Vocabulary = Literal["classic", "llmapi"]
 
@@ -45,6 +45,12 @@ def engine(
     ] = None,
     seed: Annotated[int, typer.Option(help="Engines of one model share it: same context, same text.")] = 0,
     mean_tokens: Annotated[float, typer.Option(help="Mean length of an answer.")] = 120.0,
+    says: Annotated[
+        str | None, typer.Option(help="What every answer says; else a hash of what was asked.")
+    ] = None,
+    spells: Annotated[
+        bool, typer.Option("--spells", help="It says that byte by byte, each in an event of its own.")
+    ] = False,
     reasoning_tokens: Annotated[
         int,
         typer.Option(
@@ -110,6 +116,8 @@ def engine(
             tells_cached=tells_cached,
             adapters=tuple(adapter or ()),
             priorities=priorities,
+            says=says,
+            spells=spells,
             reasoning_tokens=reasoning_tokens,
             vocabulary=vocabulary,
             decoupled=decoupled,

@@ -4,6 +4,7 @@ count the prompt."""
 import asyncio
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from gateway.admin.endpoints import explain_request
 from gateway.app import load_snapshot
+from gateway.call import ROUTES, STREAMING
 from gateway.cli.check import report
 from gateway.cli.exits import PROBLEM
 from gateway.cli.offline import offline
@@ -20,6 +22,18 @@ from gateway.config.snapshot import Snapshot
 from gateway.errors import GatewayError
 
 
+class Door(StrEnum):
+    """`call.ROUTES`, for the command line."""
+
+    chat = "chat"
+    completions = "completions"
+    embeddings = "embeddings"
+    responses = "responses"
+    messages = "messages"
+    rerank = "rerank"
+    score = "score"
+
+
 def explain(
     model: Annotated[str, typer.Option("--model", "-m", help="The model a client would name.")],
     config: ConfigOption = Path("routes.yaml"),
@@ -27,8 +41,12 @@ def explain(
     prompt_file: Annotated[
         Path | None, typer.Option(help="The prompt as text, one user message; '-' for standard input.")
     ] = None,
+    door: Annotated[Door, typer.Option("--door", "-d", help="The endpoint that it comes to.")] = Door.chat,
+    session: Annotated[
+        str | None, typer.Option("--session", help="The conversation, as x-session-id names it.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="What the client asks for.")] = None,
-    n: Annotated[int, typer.Option(help="Choices.")] = 1,
+    n: Annotated[int, typer.Option(help="Choices, of chats and completions.")] = 1,
     stream: Annotated[bool, typer.Option(help="Whether the client streams.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
 ) -> None:
@@ -38,17 +56,11 @@ def explain(
     except (OSError, UnicodeDecodeError) as error:
         print(f"headgate: cannot read {prompt_file}: {error}", file=sys.stderr)
         raise typer.Exit(PROBLEM) from None
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [{"role": "user", "content": prompt}],
-        "stream": stream,
-        "n": n,
-    }
-    if max_tokens is not None:
-        body["max_tokens"] = max_tokens
+    body = {"model": model, **body_at(door, prompt, max_tokens=max_tokens, n=n, stream=stream)}
     try:
         snapshot, _ = load_snapshot(config, force_open=True)
-        answer = asyncio.run(_explain(snapshot, {"tenant": tenant, "request": body}))
+        asked = {"tenant": tenant, "dialect": door.value, "session": session, "request": body}
+        answer = asyncio.run(_explain(snapshot, asked))
     except ConfigInvalid as invalid:
         report(invalid)
         raise typer.Exit(PROBLEM) from None
@@ -69,6 +81,27 @@ def _prompt(path: Path | None) -> str:
     return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
 
 
+def body_at(door: Door, prompt: str, *, max_tokens: int | None, n: int, stream: bool) -> dict[str, Any]:
+    """What a client would send to this door, but for the model."""
+    match door:
+        case Door.completions:
+            body: dict[str, Any] = {"prompt": prompt, "n": n}
+        case Door.embeddings | Door.responses:
+            body = {"input": prompt}
+        case Door.rerank:
+            body = {"query": "", "documents": [prompt]}
+        case Door.score:
+            body = {"text_1": "", "text_2": prompt}
+        case _:
+            body = {"messages": [{"role": "user", "content": prompt}]}
+            body |= {"n": n} if door is Door.chat else {}
+    if door in STREAMING:
+        body["stream"] = stream
+        if max_tokens is not None:
+            body["max_output_tokens" if door is Door.responses else "max_tokens"] = max_tokens
+    return body
+
+
 async def _explain(snapshot: Snapshot, asked: dict[str, Any]) -> dict[str, Any]:
     async with offline(snapshot) as gateway:
         return await explain_request(gateway.runtime, asked, gateway.clock())
@@ -79,6 +112,8 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
     prompt, bound, estimate = answer["prompt"], answer["max_tokens"], answer["estimate"]
     lines = [
         f"model     {answer['model']}   tenant {answer['tenant']}   class {answer['class']}",
+        f"door      {ROUTES[answer['dialect']]}"
+        + ("" if answer["session"] is None else f"   session {answer['session']}"),
         f"prompt    {prompt['tokens']} tokens, {_exact(prompt['exact'])}: {prompt['source']}"
         + (f" ({prompt['why']})" if prompt["why"] else ""),
         f"output    asked {_or_none(bound['asked'])}, bound {_or_none(bound['bound'])} by {bound['by']}"
@@ -103,7 +138,9 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
             f"max_tokens {_or_none(target['max_tokens'])}"
         )
         if target["usable"]:
-            lines += [f"       {each['replica']}: {each['why']}" for each in target["candidates"]]
+            lines += [
+                f"       {each['replica']}: {each['why']}{_held(each)}" for each in target["candidates"]
+            ]
     for ladder in answer["overload"]:
         wait = f"wait {ladder['queue_wait_ms']:.0f} ms, {ladder['waiting']} waiting"
         lines.append(f"overload  {ladder['of']}, by the line of {ladder['pool']}: {wait}")
@@ -115,6 +152,11 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
     if answer["refused"] is not None:
         lines.append(f"refused   {answer['refused']['status']}: {answer['refused']['message']}")
     return lines
+
+
+def _held(candidate: dict[str, Any]) -> str:
+    held = candidate["cached_tokens"]
+    return f"; holds {held} tokens of the prompt" if held else ""
 
 
 def _sum(estimate: dict[str, Any], prompt: dict[str, Any]) -> str:

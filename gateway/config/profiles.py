@@ -1,8 +1,8 @@
 """An engine profile (what `headgate calibrate` writes) as the scheduler needs it.
 
 The step of the profile, T = a + e*min(n, 172) + b*max(0, n - 172) + q*sum(chunk*(context + chunk/2)) + d*KV +
-host, becomes the two lines of `gateway/fleet/step_model.py`: below the hinge a sequence costs e, a prompt of
-n tokens b*n + q*n^2/2, an empty step a + host.
+s*sequences + host, becomes the two lines of `gateway/fleet/step_model.py`: below the hinge a sequence costs
+e + s, a prompt of n tokens b*n + q*n^2/2, an empty step a + host.
 """
 
 import json
@@ -30,6 +30,7 @@ class _Profile(BaseModel):
     attention_s: _Seconds
     kv_token_s: _Seconds
     host_s: _Seconds
+    sequence_s: _Seconds = 0.0
     speed: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
@@ -48,6 +49,6 @@ def read_pace(path: Path) -> Pace:
         token_s=profile.token_s / profile.speed,
         attention_s=profile.attention_s / 2 / profile.speed,
         step_s=(profile.step_s + profile.host_s) / profile.speed,
-        sequence_s=profile.light_token_s / profile.speed,
+        sequence_s=(profile.light_token_s + profile.sequence_s) / profile.speed,
         kv_s=profile.kv_token_s / profile.speed,
     )

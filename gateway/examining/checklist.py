@@ -42,9 +42,15 @@ LOOK = "run `headgate doctor --live` where the engines can be reached"
 
 
 def examine(
-    snapshot: Snapshot, loaded: Collection[LoadedTokenizer], seen: Seen | None, known_keys: Collection[str]
+    snapshot: Snapshot,
+    loaded: Collection[LoadedTokenizer],
+    seen: Seen | None,
+    known_keys: Collection[str],
+    *,
+    wants_tools: bool = False,
 ) -> list[Finding]:
-    """Every check, in the order of the checklist. `known_keys` are digests of keys that everybody knows."""
+    """Every check, in the order of the checklist. `known_keys` are digests of keys that everybody knows;
+    `wants_tools`: clients will send tools."""
     return [
         *_slos(snapshot),
         *_ceilings(snapshot),
@@ -52,6 +58,7 @@ def examine(
         *_limits(snapshot, seen),
         _split(snapshot),
         *_streaming(snapshot, seen),
+        *_tools(snapshot, seen, wanted=wants_tools),
         *_fallbacks(snapshot),
         _metrics(snapshot, seen),
         *_keys(snapshot, known_keys),
@@ -201,6 +208,26 @@ def _streaming(snapshot: Snapshot, seen: Seen | None) -> Iterator[Finding]:
             yield Finding("streaming", subject, "cannot tell", what, remedy)
         else:
             yield Finding("streaming", subject, "pass", tried[0].why)
+
+
+def _tools(snapshot: Snapshot, seen: Seen | None, *, wanted: bool) -> Iterator[Finding]:
+    """Of engines that tell what their chat templates can, and drop tools in silence where they cannot."""
+    for pool in snapshot.pools.values():
+        defaults = {field for name in pool.serves for field in snapshot.models[name].defaults}
+        sent = wanted or bool(defaults & {"tools", "tool_choice"})
+        for replica in pool.replicas:
+            report = _report(seen, pool, replica.id)
+            told = None if report is None else report.metadata
+            takes = None if told is None else told.template_takes_tools
+            subject = f"pool {pool.name}, replica {replica.id}"
+            if takes:
+                yield Finding("tools", subject, "pass", "its chat template takes tools")
+            elif takes is False:
+                what = "its chat template has no place for tools: the engine drops them without a word"
+                if not sent:
+                    what += "; whether clients send any is not known here (--tools says that they do)"
+                remedy = "start it with a template that takes tools (llama.cpp: --chat-template-file)"
+                yield Finding("tools", subject, "fail" if sent else "cannot tell", what, remedy)
 
 
 def _fallbacks(snapshot: Snapshot) -> Iterator[Finding]:

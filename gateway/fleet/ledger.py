@@ -164,7 +164,7 @@ class ReplicaLedger:
 
         An engine may quote its client, so its words are kept only where they are our own transport's.
         """
-        if error.kind in (ErrorKind.CLIENT, ErrorKind.CONTEXT_LENGTH, ErrorKind.UNSUPPORTED):
+        if error.kind.is_refusal:
             return
         told = isinstance(error.__cause__, TransportError) or error.kind is ErrorKind.TIMEOUT
         self.last_error = error.kind.value

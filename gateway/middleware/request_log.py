@@ -10,7 +10,7 @@ from gateway.api.asgi import App, Receive, Scope, Send, header
 from gateway.api.errors import is_anthropic
 from gateway.telemetry.logs import log_request
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.records import RecordBook
+from gateway.telemetry.records import RecordBook, outcome_of
 
 FIT_TO_SHOW = re.compile(r"[A-Za-z0-9._-]{1,128}")
 """A client's own `x-request-id` is echoed if it looks like this, else replaced."""
@@ -61,9 +61,7 @@ class RequestLog:
             record.finish("failed")
             raise
         finally:
-            record.finish(
-                "completed" if record.status < 400 else "rejected" if record.status < 500 else "failed"
-            )
+            record.finish(outcome_of(record.status))
             now = self._clock()
             if self._metrics is not None:
                 self._metrics.observe(record, now)

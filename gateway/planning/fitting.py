@@ -2,7 +2,7 @@
 
 The model, of one step (backends/simulated/engine.py has its story):
 
-    T = base + e*min(n, hinge) + b*max(0, n - hinge) + q*sum(chunk*(context + chunk/2)) + d*KV
+    T = base + e*min(n, hinge) + b*max(0, n - hinge) + q*sum(chunk*(context + chunk/2)) + d*KV + s*sequences
 
 n is prompt tokens and decoding sequences of the step, KV the cached tokens which the latter read; `base` is
 a + host, the step itself and the engine's own code around it: both come once a step, so nothing that is seen
@@ -12,6 +12,10 @@ HTTP, counting, and whatever else a request costs before its first step.
 Least squares on the *relative* error, by the normal equations: a miss of 5 % counts the same at 5 ms and at
 500 ms. No constant may be negative: the worst one is held at 0 and the others are fitted again. A constant
 whose standard error exceeds a third of it, or that is held at 0, is *not identified*.
+
+A decoding sequence costs what a prompt token does: so it is in engines that compute both by the same kernels.
+Where it is not (llama.cpp's, on a GPU), s is what each costs on top. It is another constant that noise can
+hide in, so it is 0 unless it is identified and takes a fifth off the decode residuals.
 """
 
 import math
@@ -24,7 +28,11 @@ __all__ = ["Constant", "Fit", "Residuals", "Sample", "fit"]
 
 Kind = Literal["prefill", "decode"]
 
-NAMES = ("base", "e", "b", "q", "d", "request")
+NAMES = ("base", "e", "b", "q", "d", "request", "s")
+WITHOUT = 6
+"""Constants of a fit without s."""
+WORTH_IT = 0.8
+"""Decode residuals with s, as a part of those without, up to which s is kept."""
 UNSURE = 1 / 3
 """Standard error, as a part of its constant, beyond which that counts as not identified."""
 
@@ -81,6 +89,7 @@ class Fit:
     q: Constant
     d: Constant
     request: Constant
+    s: Constant
     hinge: int
     step_tokens: int
     residuals: dict[str, Residuals]
@@ -88,12 +97,14 @@ class Fit:
 
     @property
     def constants(self) -> tuple[Constant, ...]:
-        return (self.base, self.e, self.b, self.q, self.d, self.request)
+        """Those of the form that was fitted: s only where it is part of it."""
+        common = (self.base, self.e, self.b, self.q, self.d, self.request)
+        return (*common, self.s) if self.s.value else common
 
     def seconds(self, sample: Sample) -> float:
         """What the fitted model says of a sample."""
         terms = _terms(sample, self.hinge, self.step_tokens)
-        return sum(constant.value * term for constant, term in zip(self.constants, terms, strict=True))
+        return sum(each.value * term for each, term in zip(self.constants, terms, strict=False))  # without s
 
 
 def fit(samples: Iterable[Sample], *, hinge: int = 172, step_tokens: int = 8192) -> Fit:
@@ -102,14 +113,24 @@ def fit(samples: Iterable[Sample], *, hinge: int = 172, step_tokens: int = 8192)
     Raises ValueError where there are fewer samples than constants, or one of no time.
     """
     samples = list(samples)
-    if len(samples) < len(NAMES):
-        raise ValueError(f"{len(samples)} samples do not determine {len(NAMES)} constants")
+    if len(samples) < WITHOUT:
+        raise ValueError(f"{len(samples)} samples do not determine {WITHOUT} constants")
     if any(sample.seconds <= 0 for sample in samples):
         raise ValueError("a sample that took no time")
+    plain = _fit(samples, hinge, step_tokens, WITHOUT)
+    if len(samples) <= len(NAMES) or len({each.sequences for each in samples if each.kind == "decode"}) < 3:
+        return plain
+    wide = _fit(samples, hinge, step_tokens, len(NAMES))
+    better = wide.residuals["decode"].rms <= WORTH_IT * plain.residuals["decode"].rms
+    return wide if better and wide.s.identified else plain
+
+
+def _fit(samples: Sequence[Sample], hinge: int, step_tokens: int, size: int) -> Fit:
+    """The first `size` constants; the others are 0."""
     rows = [[term / sample.seconds for term in _terms(sample, hinge, step_tokens)] for sample in samples]
     # Columns of like size: constants differ by seven orders of magnitude.
-    scales = [math.sqrt(sum(row[i] ** 2 for row in rows)) for i in range(len(NAMES))]
-    free = [i for i in range(len(NAMES)) if scales[i] > 0]
+    scales = [math.sqrt(sum(row[i] ** 2 for row in rows)) for i in range(size)]
+    free = [i for i in range(size) if scales[i] > 0]
     while True:
         scaled = [[row[i] / scales[i] for i in free] for row in rows]
         found, inverse = _least_squares(scaled)
@@ -128,20 +149,20 @@ def fit(samples: Iterable[Sample], *, hinge: int = 172, step_tokens: int = 8192)
     for kind in ("prefill", "decode"):
         if any(sample.kind == kind for sample in samples):
             residuals[kind] = _residuals(samples, misses, lambda sample, kind=kind: sample.kind == kind)  # type: ignore[misc]  # mypy cannot infer a default's type here
-    base, e, b, q, d, request = constants
-    return Fit(base, e, b, q, d, request, hinge, step_tokens, residuals)
+    base, e, b, q, d, request, s = constants
+    return Fit(base, e, b, q, d, request, s, hinge, step_tokens, residuals)
 
 
 def _terms(sample: Sample, hinge: int, step_tokens: int) -> tuple[float, ...]:
     """What each constant is multiplied with, in the order of NAMES."""
     if sample.kind == "decode":
         light = min(sample.sequences, hinge)
-        return 1.0, light, sample.sequences - light, 0.0, sample.kv_tokens, 0.0
+        return 1.0, light, sample.sequences - light, 0.0, sample.kv_tokens, 0.0, float(sample.sequences)
     whole, rest = divmod(sample.prompt_tokens, step_tokens)
     light = whole * min(step_tokens, hinge) + min(rest, hinge)
     # sum(chunk*(context + chunk/2)) over the chunks of a prompt is half its square, however it is cut.
     quadratic = sample.prompt_tokens**2 / 2
-    return float(whole + (rest > 0)), light, sample.prompt_tokens - light, quadratic, 0.0, 1.0
+    return float(whole + (rest > 0)), light, sample.prompt_tokens - light, quadratic, 0.0, 1.0, 0.0
 
 
 def _least_squares(rows: Sequence[Sequence[float]]) -> tuple[list[float], list[list[float]]]:

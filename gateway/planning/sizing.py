@@ -49,7 +49,9 @@ class Pace(Protocol):
     @property
     def max_sequences(self) -> int: ...
 
-    def step_time(self, tokens: int, attention: float = 0.0, kv_tokens: int = 0) -> float: ...
+    def step_time(
+        self, tokens: int, attention: float = 0.0, kv_tokens: int = 0, sequences: int = 0
+    ) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ def prefill_seconds(pace: Pace, tokens: int) -> float:
 
 def decode_rate(pace: Pace, batch: int, tokens_in: float, tokens_out: float) -> float:
     """Output tokens a second of `batch` answers, half said on average."""
-    return batch / pace.step_time(batch, 0.0, round(batch * (tokens_in + tokens_out / 2)))
+    return batch / pace.step_time(batch, 0.0, round(batch * (tokens_in + tokens_out / 2)), batch)
 
 
 def plan_pool(

@@ -9,6 +9,7 @@ Here are only the futures that wait, their patience, and the timer that looks ag
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from gateway.config.snapshot import Pool, PriorityClass
 from gateway.errors import Unavailable
@@ -48,6 +49,16 @@ class Waiting:
     """In the lane of long prompts."""
 
 
+class LineWatch(Protocol):
+    """Hears of those who had to stand in line."""
+
+    def note_standing(self, pool: str, priority: str, position: int) -> None:
+        """Somebody came to stand there, at that place."""
+
+    def note_foretold(self, pool: str, priority: str, expected: float, waited: float) -> None:
+        """Somebody was served: seconds that were to be expected when they came, and seconds that it took."""
+
+
 class PoolQueue:
     """The replicas of one pool and the requests that wait for them."""
 
@@ -57,10 +68,12 @@ class PoolQueue:
         ledgers: Sequence[ReplicaLedger],
         clock: Callable[[], float] | None = None,
         old: "PoolQueue | None" = None,
+        watch: LineWatch | None = None,
     ) -> None:
         """`clock`: the ledgers' where it is not given. `old`: the pool's queue before a reload, which
         remembers what its replicas have in their caches."""
         self.pool = pool
+        self._watch = watch
         self.ledgers = tuple(ledgers)
         self._clock = self.ledgers[0].clock if clock is None else clock
         self.scheduler: PoolScheduler = PoolScheduler(
@@ -181,9 +194,13 @@ class PoolQueue:
         if future.done():
             return future.result()
         self._watch_time()
+        stood, expected = self._clock(), 0.0
+        if self._watch is not None:
+            position, expected = self.scheduler.foreseen(item)
+            self._watch.note_standing(self.pool.name, priority.name, position)
         try:
             async with asyncio.timeout(wait):
-                return await future
+                slot = await future
         except TimeoutError:
             self._give_up(item, future)
             raise Unavailable(
@@ -194,6 +211,9 @@ class PoolQueue:
         except BaseException:
             self._give_up(item, future)
             raise
+        if self._watch is not None:
+            self._watch.note_foretold(self.pool.name, priority.name, expected, self._clock() - stood)
+        return slot
 
     def held(
         self, prompt_tokens: int, prefix: tuple[int, ...], block_tokens: int, session: str | None

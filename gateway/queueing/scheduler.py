@@ -304,6 +304,13 @@ class PoolScheduler:
             return self.drain_time()
         return backlog.ahead(now - OLDEST, last + backlog.WIDTH) / backlog.rate(self.replicas.capacity)
 
+    def foreseen(self, item: Item) -> tuple[int, float]:
+        """Place in line of an item that is in it, and the seconds in which the work ahead of it drains, at a
+        glance: to half a second of key, where `standings` walks through the line."""
+        floor = self._clock() - OLDEST
+        ahead = self._backlog.ahead(floor, item.key)
+        return self._backlog.place(floor, item.key), ahead / self._backlog.rate(self.replicas.capacity)
+
     def retry_after(self) -> float:
         """Seconds in which the line as it is drains, between 1 and 60."""
         return min(max(self.drain_time(), RETRY_LEAST), RETRY_MOST)

@@ -30,6 +30,7 @@ def explain(
         "asked_model": call.asked_model,
         "tenant": call.tenant.name,
         "class": call.priority_class.name,
+        "session": call.session,
         "stream": call.stream,
         "prompt": {
             "tokens": estimate.prompt.tokens,

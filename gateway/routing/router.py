@@ -144,8 +144,8 @@ def _refusal(
     unsupported: Unsupported | None = None
     if call.request.native is None:
         unsupported = pool.adapter.unsupported(call.request)
-    elif model.name in pool.loras:  # a body that is passed on names the base model
-        message = f"LoRA adapters are reached by chat and completions, not by {ROUTES[call.dialect]}."
+    elif model.name in pool.loras and call.dialect not in pool.adapter.doors.adapted:
+        message = f"This engine cannot be asked for a LoRA adapter at {ROUTES[call.dialect]}."
         unsupported = Unsupported("model", message)
     if unsupported is not None:
         return UnsupportedByEngine(unsupported.message, param=unsupported.param)

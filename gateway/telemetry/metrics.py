@@ -29,6 +29,8 @@ DRIFT = (
 )  # fmt: skip
 RATIOS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10)
 WAITS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+PLACES = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+WAIT_ERRORS = (-60, -30, -10, -5, -2, -1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -128,6 +130,12 @@ class Metrics:
             ("rule", "pool", "outcome"),
             registry=self.registry,
         )
+        self.mirror_attempts = Counter(
+            "headgate_mirror_attempts",
+            "Sends of copies to engines by how they ended: beside headgate_attempts, which has none of them",
+            ("pool", "outcome"),
+            registry=self.registry,
+        )
         self.lent = Counter(
             "headgate_lent_requests",
             "Sends to replicas of a pool for requests that waited for another",
@@ -221,6 +229,20 @@ class Metrics:
             buckets=WAITS,
             registry=self.registry,
         )
+        self.queue_position = Histogram(
+            "headgate_queue_position",
+            "Place in line of requests that had to wait, when they came",
+            ("pool", "class"),
+            buckets=PLACES,
+            registry=self.registry,
+        )
+        self.queue_wait_error = Histogram(
+            "headgate_queue_wait_error_seconds",
+            "Time in line less what was expected when they came, of requests that got a replica",
+            ("pool", "class"),
+            buckets=WAIT_ERRORS,
+            registry=self.registry,
+        )
         self.wakes = Counter(
             "headgate_wakes", "Wakes of pools by how they ended", ("pool", "outcome"), registry=self.registry
         )
@@ -264,10 +286,20 @@ class Metrics:
         self._first_token = Children(self.first_token)
         self._duration = Children(self.duration)
         self._queue_wait = Children(self.queue_wait)
+        self._queue_position = Children(self.queue_position)
+        self._queue_wait_error = Children(self.queue_wait_error)
 
     def watch(self, gauges: Gauges) -> None:
         """Serve `gauges` from now on."""
         self.registry.register(GaugeCollector(gauges))
+
+    def note_standing(self, pool: str, priority: str, position: int) -> None:
+        """A request came to stand in line."""
+        self._queue_position[pool, priority].observe(position)
+
+    def note_foretold(self, pool: str, priority: str, expected: float, waited: float) -> None:
+        """A request in line got its replica."""
+        self._queue_wait_error[pool, priority].observe(waited - expected)
 
     def observe(self, record: RequestRecord, now: float) -> None:
         """Count one finished request."""

@@ -13,10 +13,18 @@ from gateway.config.snapshot import Slo
 from gateway.telemetry.tracing import NO_SPAN, Span
 
 Outcome = Literal["completed", "failed", "cancelled", "rejected"]
-"""`rejected` requests were refused for their own sake (4xx); `failed` ones for ours or an engine's;
-`cancelled` ones lost their client, or the gateway was told to end at once."""
+"""`rejected` requests were refused for their own sake (4xx, and 501: they ask for what nobody here does);
+`failed` ones for ours or an engine's; `cancelled` ones lost their client, or the gateway was told to end at
+once."""
 
 Stage = Literal["receiving", "counting", "waking", "queued", "waiting", "streaming", "done"]
+
+
+def outcome_of(status: int) -> Outcome:
+    """How a request ended that was answered with this status."""
+    if status < 400:
+        return "completed"
+    return "rejected" if status < 500 or status == 501 else "failed"
 
 
 class RequestRecord:

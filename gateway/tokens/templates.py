@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.exceptions
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+import jinja2.utils
 
 from gateway.errors import BadRequest, UnsupportedByEngine
 from gateway.tokens.counters import AddedToken, TokenCounter, TokenizerError
@@ -41,6 +43,12 @@ _SCAN = 64 * 1024
 """Characters per regex call: a search holds the GIL to its end, and hostile text makes it slow (5 ms)."""
 
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
+
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Names of what a model thought, by what `transformers` looks at first."""
+
+_HERE = "headgate: continue here "
+"""Stands where the last message ends while it is rendered to be continued. Some templates strip its space."""
 
 _PROBE = "headgate probe"
 
@@ -230,10 +238,14 @@ class ChatTemplate:
         tools: Sequence[Any] | None = None,
         variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         neutralise: bool = False,
         drop_media: bool = False,
     ) -> str:
         """The text of a chat.
+
+        `continue_final_message`: up to the last message's last word, which the model is to go on from, rather
+        than with a new turn.
 
         `variables` are the client's `chat_template_kwargs`. `neutralise` breaks up control tokens in
         everything the client wrote: contents, names, roles, tool calls, tools, variables. `drop_media`
@@ -242,6 +254,9 @@ class ChatTemplate:
         Raises BadRequest where the template refuses the messages or cannot cope with them.
         """
         prepared = [self._message(message, neutralise, drop_media) for message in messages]
+        if continue_final_message:
+            add_generation_prompt = False
+            prepared[-1:] = [_marked(message) for message in prepared[-1:]]
         context = {
             "messages": prepared,
             "tools": self._plain(tools, neutralise) if tools else None,
@@ -253,13 +268,18 @@ class ChatTemplate:
             if name in _RESERVED or name in self._special_tokens:
                 raise BadRequest(f"{name!r} is not the client's to set.", param="chat_template_kwargs")
             context[name] = self._plain(value, neutralise)
-        template = self._tool_use if tools else self._template
+        text = self._generated(self._tool_use if tools else self._template, context)
+        return _up_to_mark(text) if continue_final_message else text
+
+    def _generated(self, template: jinja2.Template, context: dict[str, Any]) -> str:
+        """Raises BadRequest."""
         try:
             try:
                 return _bounded(template.generate(context))
             except jinja2.UndefinedError:
                 # Hugging Face drops `content: null`, and simple templates then fail on messages that hold
                 # nothing but tool calls. Engines (vLLM and trtllm-serve, chat_utils.py) render them empty.
+                prepared = context["messages"]
                 if all("content" in message for message in prepared):
                     raise
                 context["messages"] = [{"content": "", **message} for message in prepared]
@@ -289,6 +309,8 @@ class ChatTemplate:
                 copy["content"] = texts[0]
         elif isinstance(parts, str) and not self._takes_text:
             copy["content"] = [{"type": "text", "text": parts}]
+        if (thought := next((copy[name] for name in _THOUGHTS if name in copy), None)) is not None:
+            copy = {"thinking": thought, **copy, "reasoning_content": thought}  # as `transformers` does
         if isinstance(calls := copy.get("tool_calls"), list):
             copy["tool_calls"] = [_with_parsed_arguments(call) for call in calls]
         plain: dict[str, Any] = self._plain(copy, neutralise)
@@ -327,6 +349,26 @@ def _with_parsed_arguments(call: Any) -> Any:
     return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
+def _marked(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with `_HERE` behind its text."""
+    content = message.get("content")
+    if isinstance(content, list) and content:
+        return {**message, "content": [*content[:-1], {**content[-1], "text": content[-1]["text"] + _HERE}]}
+    if not isinstance(content, str):
+        raise BadRequest("The last message has no text to be continued.", param="continue_final_message")
+    return {**message, "content": content + _HERE}
+
+
+def _up_to_mark(text: str) -> str:
+    """What stands before the last `_HERE`; where the template has trimmed it, the text was trimmed too."""
+    at = text.rfind(_HERE.rstrip())
+    if at < 0:
+        raise BadRequest(
+            "The model's chat template does not show the last message.", param="continue_final_message"
+        )
+    return text[:at] if text.startswith(_HERE, at) else text[:at].rstrip()
+
+
 def _texts(parts: Iterable[Any], drop_media: bool) -> list[str]:
     texts = []
     for part in parts:
@@ -347,6 +389,26 @@ def _texts(parts: Iterable[Any], drop_media: bool) -> list[str]:
 
 class _Raised(jinja2.TemplateError):
     """The template called `raise_exception`: its author's words."""
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """`namespace()`, which `transformers` keeps from taking names that lead into the interpreter."""
+
+    def __init__(*given: Any, **names: Any) -> None:
+        self, *rest = given  # so that a template may call one of its names `self`
+        names = dict(*rest, **names)
+        for name in names:
+            _check_name(name)
+        jinja2.utils.Namespace.__init__(self, names)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"{name!r} is not a name for a namespace")
 
 
 class _GenerationTag(jinja2.ext.Extension):
@@ -385,6 +447,7 @@ def _environment(now: Callable[[], datetime]) -> jinja2.sandbox.ImmutableSandbox
         autoescape=False,  # prompts are not HTML
     )
     environment.filters["tojson"] = tojson
+    environment.globals["namespace"] = _Namespace
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: now().strftime(form)
     return environment

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from backends.contract import GenerateRequest
 from gateway.call import PromptCount
 from gateway.config.snapshot import Model, TokenizerSpec
-from gateway.errors import GatewayError, UnsupportedByEngine
+from gateway.errors import GatewayError
 from gateway.tokens.caching import CountCache, Recent, cache_of
 from gateway.tokens.counters import (
     EstimateCounter,
@@ -164,10 +164,6 @@ class Tokenizer:
         refuses them.
         """
         assert self.template is not None
-        if request.parameters.get("continue_final_message"):
-            raise UnsupportedByEngine(
-                "This engine cannot continue the last message.", param="continue_final_message"
-            )
         full = self._render(request, neutralise=True)
         text = self.template.strip_bos(full) if adds_bos else full
         same_bos = not adds_bos or text != full
@@ -192,6 +188,7 @@ class Tokenizer:
             tools=tools if isinstance(tools, list) else None,
             variables=variables if isinstance(variables, Mapping) else None,
             add_generation_prompt=request.parameters.get("add_generation_prompt") is not False,
+            continue_final_message=request.parameters.get("continue_final_message") is True,
             neutralise=neutralise,
             drop_media=not neutralise,
         )

@@ -11,9 +11,7 @@ from backends.decoding import (
     MAX_ERROR_BYTES,
     EngineWords,
     engine_words,
-    kind_of_status,
     lenient_json,
-    says_too_long,
 )
 from backends.registry import REGISTRY
 from tests.backends.folding import Result, decode, decode_body, fold
@@ -172,33 +170,6 @@ def test_retry_after_is_read_in_seconds(value: str, expected: float | None) -> N
 def test_errors_are_found_in_every_shape(value: object, expected: EngineWords | None) -> None:
     """Nested, flat, a string, FastAPI's."""
     assert engine_words(value) == expected
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens",
-        "The decoder prompt (length 5000) is longer than the maximum model length of 4096.",
-        "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
-        "Prompt length (5056) exceeds maximum input length (2048)",
-        "[TensorRT-LLM][ERROR] Assertion failed: Prompt length (5056) exceeds maximum input length (2048).",
-        "The sum of prompt length (38049.0), query length (0) should not exceed max_num_tokens (32768)",
-        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5 `inputs`",
-        "Input validation error: `inputs` must have less than 1024 tokens. Given: 2000",
-        "`default_max_tokens` (-5) should be greater than 0",
-    ],
-)
-def test_too_long_is_told_in_many_words(message: str) -> None:
-    """Every engine has its own."""
-    assert says_too_long(EngineWords(message))
-    assert not says_too_long(EngineWords("length of the input"))
-
-
-@settings(deadline=None)
-@given(st.integers() | st.none())
-def test_every_status_has_a_kind(status: int | None) -> None:
-    """Total, and the engine's fault where nothing is known."""
-    assert kind_of_status(status) in ErrorKind
 
 
 def test_lenient_json_takes_what_triton_writes() -> None:

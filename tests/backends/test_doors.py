@@ -16,15 +16,16 @@ from backends.contract import (
     Event,
     Failure,
     GenerateRequest,
+    Lora,
     NativeRequest,
     Usage,
 )
 from backends.doors import ALL_DOORS, NO_DOORS, PATHS, NativeDoors
-from backends.openai_dialect import classify
+from backends.openai_errors import OPENAI
 from backends.registry import REGISTRY
 from tests.backends.folding import decode_body
 
-DOORS = NativeDoors(ALL_DOORS, classify)
+DOORS = NativeDoors(ALL_DOORS, OPENAI)
 
 
 def native(
@@ -102,6 +103,37 @@ RESPONSE = [
 
 
 # ---------------------------------------------------------------------------------------------- requests
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"stream":false}', b'{"stream":true}'])
+def test_a_stream_is_asked_for_where_the_gateway_wants_one(body):
+    """Also where the client wants the answer whole: it is cut, and told, by the gateway."""
+    assert json.loads(DOORS.encode(native(body=body, stream=True)).body)["stream"] is True
+    assert DOORS.encode(native(body=b'{"a":1}')).body == b'{"a":1,"model":"own"}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "door", "asked"),
+    [
+        ("vllm", "score", {"model": "fr"}),
+        ("openai", "embeddings", {"model": "fr"}),
+        ("sglang", "messages", {"model": "own:fr"}),
+        ("llamacpp", "responses", {"model": "own", "lora": [{"id": 3, "scale": 0.5}]}),
+    ],
+)
+def test_an_adapter_is_asked_for_in_the_engines_form(kind, door, asked):
+    doors = REGISTRY.adapter(kind, {}).doors
+    assert door in doors.adapted
+    lora = Lora(name="fr", id=3, scale=0.5)
+    sent = json.loads(doors.encode(native(door, body=b'{"lora":"x","model":"y"}', lora=lora)).body)
+    assert asked.items() <= sent.items()
+
+
+def test_sglang_is_told_to_stop_what_it_knows_by_our_name_and_nothing_else():
+    """A body that is passed on has no `rid`: closing the connection is all there is."""
+    adapter = REGISTRY.adapter("sglang", {})
+    assert adapter.cancel_request(native()) is None
+    assert adapter.lingers(native()) == 2.0
 
 
 def test_values_leave_byte_by_byte():
@@ -320,8 +352,8 @@ def test_a_bad_document_has_failed(door: Door, document: bytes):
     ("status", "body", "kind"),
     [
         (404, b'{"detail": "Not Found"}', ErrorKind.UNSUPPORTED),
-        (404, b'{"error": {"code": 404, "message": "File Not Found"}}', ErrorKind.UNSUPPORTED),
-        (405, b'{"detail": "Method Not Allowed"}', ErrorKind.UNSUPPORTED),
+        (404, b'{"error": {"code": 404, "message": "File Not Found"}}', ErrorKind.NO_ROUTE),
+        (405, b'{"detail": "Method Not Allowed"}', ErrorKind.NO_ROUTE),
         (404, b'{"error": {"message": "The model `x` does not exist."}}', ErrorKind.NOT_FOUND),
         (501, b'{"error": {"message": "This server does not support embeddings."}}', ErrorKind.UNSUPPORTED),
         (503, b'{"type": "error", "error": {"type": "x", "message": "busy"}}', ErrorKind.OVERLOADED),
@@ -332,5 +364,5 @@ def test_a_bad_document_has_failed(door: Door, document: bytes):
 def test_refusals(status: int, body: bytes, kind: ErrorKind):
     error = failure(read(body, "embeddings", stream=False, status=status))
     assert error.kind is kind
-    if status in (404, 405) and kind is ErrorKind.UNSUPPORTED:
-        assert error.message == "This engine does not serve /v1/embeddings."
+    if kind is ErrorKind.NO_ROUTE:
+        assert error.message == "no route /v1/embeddings"

@@ -1,6 +1,7 @@
 """llama.cpp: what is forwarded, refused, and read."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,23 @@ def test_the_served_context_is_told_by_props() -> None:
     props = {"default_generation_settings": {"n_ctx": 4096}, "total_slots": 4, "build_info": "b1-0c1e570"}
     told = ADAPTER.read_metadata({"/props": Answer(200, json.dumps(props).encode())})
     assert (told.limits.context_tokens, told.limits.in_flight, told.version) == (4096, 4, "b1-0c1e570")
+
+
+@pytest.mark.parametrize(
+    ("props", "told"),
+    [
+        ({"chat_template_caps": {"supports_tools": False}, "chat_template": "{{ tools }}"}, False),
+        ({"chat_template_caps": {"supports_tools": True}}, True),
+        ({"chat_template": "{% if tools %}{{ tools | tojson }}{% endif %}"}, True),
+        ({"chat_template": "{{ messages }}", "chat_template_tool_use": "{{ tools }}"}, True),
+        ({"chat_template": "{{ messages }}"}, None),
+        ({}, None),
+    ],
+)
+def test_whether_its_template_takes_tools_is_told_by_props(props: dict[str, Any], told: bool | None) -> None:
+    """By what newer builds say of it; a template that does not speak of them proves nothing in older ones."""
+    metadata = ADAPTER.read_metadata({"/props": Answer(200, json.dumps(props).encode())})
+    assert metadata.template_takes_tools is told
 
 
 def test_token_counts() -> None:

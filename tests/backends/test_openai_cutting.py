@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.openai_cutting import CuttingDecoder
-from backends.openai_dialect import classify
+from backends.openai_errors import OPENAI
 from tests.backends.folding import decode_body, fold
 
 
@@ -16,7 +16,7 @@ def _event(text: str, *, index: int = 0, finish: str | None = None) -> bytes:
 
 
 def _read(body: bytes, stops: tuple[str, ...], choices: int = 1):
-    return fold(decode_body(CuttingDecoder(choices, classify, stops), body))
+    return fold(decode_body(CuttingDecoder(choices, OPENAI, stops), body))
 
 
 def test_the_stop_string_and_what_follows_are_cut() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from backends.contract import Delta, Done, ErrorKind, Event, Failure, GenerateRequest, Usage
 from backends.decoding import EngineWords
-from backends.openai_dialect import OpenAiDecoder, choices_asked, classify, openai_request
+from backends.openai_dialect import OpenAiDecoder, choices_asked, openai_request
+from backends.openai_errors import OPENAI
 from tests.backends.folding import decode_body, fold
 
 
@@ -110,6 +111,8 @@ def test_raw_is_carried_once_by_each_event() -> None:
         Delta(index=1, text="b", tokens=1, raw=sse(both, done=False)),
         Delta(index=0, text="a", tokens=1),
         Usage(prompt_tokens=1),
+        Delta(index=0, finish_reason="stop"),
+        Delta(index=1, finish_reason="stop"),
         Done(raw=b"data: [DONE]\n\n"),
     ]
 
@@ -125,13 +128,13 @@ def test_raw_is_carried_once_by_each_event() -> None:
         ("content_filter", "content_filter"),
         ("tool_calls", "tool_calls"),
         ("function_call", "tool_calls"),
-        ("", None),
-        (None, None),
-        (7, None),
+        ("", "stop"),
+        (None, "stop"),
+        (7, "stop"),
     ],
 )
 def test_finish_reasons_become_openais(word: Any, expected: str | None) -> None:
-    """TGI's words, and none for an empty one."""
+    """TGI's words; and where `[DONE]` comes without one, the answer has been stopped."""
     result = fold(events(sse(chunk({"content": "x"}, word))))
     assert result.complete
     assert result.choices[0].finish_reason == expected
@@ -199,9 +202,10 @@ def test_bad_usage_costs_no_text(usage: Any) -> None:
 
 
 def test_tool_calls_are_kept_and_end_as_tool_calls() -> None:
-    """Nulls go, fragments stay as they are, and a stop (or no word at all) becomes tool_calls."""
+    """Nulls go, id, type and name are told once, and a stop (or no word at all) becomes tool_calls."""
     first = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
-    second = {"index": 0, "id": None, "function": {"name": None, "arguments": "{}", "description": None}}
+    again = {"id": "c1", "type": "function"}  # TGI
+    second = {"index": 0, **again, "function": {"name": None, "arguments": "{}", "description": None}}
     pieces = [chunk({"tool_calls": [first]}), chunk({"tool_calls": [second]})]
     for end, last in ((chunk({}, "stop"), []), (None, [])):
         got = events(sse(*pieces, *([end] if end else []), *last))
@@ -229,13 +233,31 @@ def test_other_fields_of_the_delta_are_extra_unless_empty() -> None:
     )
 
 
+def test_reasoning_has_one_name() -> None:
+    """vLLM calls it `reasoning`."""
+    first = events(sse(chunk({"reasoning": "hm"})))[0]
+    assert isinstance(first, Delta)
+    assert first.extra == {"reasoning_content": "hm"}
+
+
 def test_tokens_behind_a_piece_are_counted_where_told() -> None:
     """An engine may put several tokens into one chunk."""
     choice = {"index": 0, "delta": {"content": "abc"}, "logprobs": {"content": [{}, {}, {}]}}
     first = events(sse({"choices": [choice]}))[0]
     assert isinstance(first, Delta)
     assert first.tokens == 3
-    assert first.logprobs == {"content": [{}, {}, {}]}
+
+
+def test_logprobs_of_a_chat_are_openais() -> None:
+    """Without llama.cpp's `id`, with the `bytes` that TGI leaves out; what is no object is dropped."""
+    other = {"id": 8, "token": "b", "logprob": -2.0, "bytes": [98]}
+    entry = {"id": 7, "token": "a", "logprob": -1.0, "top_logprobs": [other, "odd"]}
+    choice = {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [entry, 5]}}
+    first = events(sse({"choices": [choice]}))[0]
+    assert isinstance(first, Delta)
+    tops = [{"token": "b", "logprob": -2.0, "bytes": [98]}]
+    told = {"token": "a", "logprob": -1.0, "bytes": None, "top_logprobs": tops}
+    assert first.logprobs == {"content": [told], "refusal": None}
 
 
 # ----------------------------------------------------------------------------------------- whole answers
@@ -304,7 +326,7 @@ def test_an_engine_that_ignores_stream_is_understood() -> None:
 )
 def test_errors_are_classed(status: int | None, words: EngineWords, expected: ErrorKind) -> None:
     """By status, else by the code inside, else by the type."""
-    assert classify(status, words) is expected
+    assert OPENAI(status, words) is expected
 
 
 def test_an_error_keeps_the_engines_words_status_and_param() -> None:

@@ -278,7 +278,7 @@ def test_a_whole_answer() -> None:
 )
 def test_errors_are_classed(status: int | None, words: EngineWords, expected: ErrorKind) -> None:
     """The chat route's stream errors name 422 for everything, so the text goes first."""
-    assert wire.classify(status, words) is expected
+    assert ADAPTER.errors(status, words) is expected
 
 
 def test_the_openai_routes_have_tgis_errors() -> None:

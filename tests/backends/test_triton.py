@@ -229,7 +229,8 @@ def stream(
         ("auto", ["a", "aa", "aab"], "aab"),
         ("auto", ["ha", "ha", "!"], "haha!"),
         ("auto", ["Yes", "Yes", "Yes sir"], "Yes sir"),
-        ("auto", ["ha", "ha"], "haha"),
+        ("auto", ["ha", "ha", ""], "haha"),
+        ("auto", ["Yes", "Yes"], "Yes"),  # one token, and the end of the turn
         ("auto", ["I", "I am"], "I am"),
         ("auto", ["\ufffd", "漢", "漢字", "漢字x"], "漢字x"),
         ("auto", ["one", ""], "one"),
@@ -397,7 +398,7 @@ def test_a_whole_answer() -> None:
         (
             None,
             "generate expects model to produce exactly 1 response, use generate stream",
-            ErrorKind.UNSUPPORTED,
+            ErrorKind.ENGINE,
         ),
         (500, "something", ErrorKind.ENGINE),
         (None, "something", ErrorKind.ENGINE),
@@ -405,7 +406,7 @@ def test_a_whole_answer() -> None:
 )
 def test_errors_are_classed_by_their_text(status: int | None, text: str, expected: ErrorKind) -> None:
     """Statuses lie: a bad request is a 500, a broken model a 400."""
-    assert wire.classify(status, EngineWords(text)) is expected
+    assert ADAPTER.errors(status, EngineWords(text)) is expected
 
 
 def test_a_traceback_is_not_trusted_to_be_short() -> None:

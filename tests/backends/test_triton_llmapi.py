@@ -32,6 +32,7 @@ def test_the_tensors() -> None:
         "text_input": "hi",
         "streaming": True,
         "return_finish_reason": True,
+        "return_stop_reason": True,
         "sampling_param_max_tokens": 7,
         "sampling_param_exclude_input_from_output": True,
         "sampling_param_temperature": 0.5,
@@ -99,3 +100,21 @@ def test_cancel_by_id() -> None:
     assert stop.path == "/v2/models/tensorrt_llm/generate"
     assert json.loads(stop.body) == {"id": "r-1", "text_input": "", "stop": True}
     assert TritonAdapter().cancel_request(_request()) is None
+
+
+@pytest.mark.parametrize("last", ["ab", "abxy"])
+def test_the_beginning_of_a_stop_string_is_not_left_in_the_text(last: str) -> None:
+    """The engine cuts the stop string off, after events that had its first tokens: whether or not the last
+    one takes them back."""
+    events = _stream(
+        {"text_output": "abxy", "finish_reason": "None", "stop_reason": "None"},
+        {"text_output": last, "finish_reason": "stop", "stop_reason": "xyz"},
+    )
+    result = fold(decode_body(ADAPTER.decoder(_request(("other", "xyz"))), events))
+    assert (result.choices[0].text, result.choices[0].finish_reason) == ("ab", "stop")
+
+
+def test_a_text_that_only_ends_like_a_stop_string_stays() -> None:
+    events = _stream({"text_output": "abxy", "finish_reason": "stop", "stop_reason": "None"})
+    result = fold(decode_body(ADAPTER.decoder(_request(("xyz",))), events))
+    assert result.choices[0].text == "abxy"

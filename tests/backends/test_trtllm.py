@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from backends.contract import ErrorKind, GenerateRequest
 from backends.decoding import EngineWords
-from backends.trtllm import wire
 from backends.trtllm.adapter import TrtllmAdapter
 from tests.backends.asking import served
 
@@ -136,7 +135,7 @@ def test_a_400_is_the_clients_only_where_it_says_so(
     status: int | None, words: EngineWords, expected: ErrorKind
 ) -> None:
     """And a client's own words, quoted in it, do not make the engine look broken."""
-    assert wire.classify(status, words) is expected
+    assert ADAPTER.errors(status, words) is expected
 
 
 def test_health() -> None:

@@ -48,11 +48,14 @@ def _setup(gateway: str, then: str, pool: Mapping[str, Any] = MappingProxyType({
 CLOSES = "closes"
 SETUPS: Mapping[str, Setup] = {
     "`trtllm`": _setup(CLOSES, "looks once a second whether its client is there, then aborts", kind="trtllm"),
-    "`triton`": _setup(
+    "`triton`": _setup(CLOSES, "computes to the end: its models never look", kind="triton"),
+    "`triton`, attentive": _setup(
         CLOSES,
         "notices when it next writes: a stream at its next token, a whole answer at its end; waiting or "
         "prefilling, it goes on to the first token",
+        pool={"options": {"attentive": True}},
         kind="triton",
+        attentive=True,
     ),
     "`triton`, llmapi": _setup(
         "closes, then sends the same JSON `id` with `stop: true`",
@@ -69,7 +72,12 @@ SETUPS: Mapping[str, Setup] = {
     "`tgi`, messages": _setup(CLOSES, "the same", pool={"options": {"api": "messages"}}, kind="tgi"),
     "`vllm`": _setup(CLOSES, "aborts at once", kind="vllm"),
     "`sglang`": _setup("posts `/abort_request` with its `rid`, then closes", "aborts at once", kind="sglang"),
-    "`llamacpp`": _setup(CLOSES, "looks between two results", kind="llamacpp"),
+    "`llamacpp`": _setup(
+        CLOSES,
+        "a stream: notices at its next token; a whole answer: looks after a second without a token for "
+        "anybody, so on a busy server it computes it to its end",
+        kind="llamacpp",
+    ),
     "`openai`": _setup(CLOSES, "as the engine behind it", kind="openai"),
 }
 

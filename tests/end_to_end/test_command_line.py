@@ -106,6 +106,14 @@ def test_explain_prints_the_way(tmp_path: Path) -> None:
     short = headgate("explain", "-c", SHIPPED, "-m", "llama3-ru", "-t", "acme", "--json")
     answer = json.loads(short.stdout)
     assert (answer["goes_to"], answer["rule"]) == ("short-pool", "ru-short")
+    answers = headgate(
+        "explain", "-c", SHIPPED, "-m", "llama3-ru", "-t", "acme", "-d", "responses", "--session", "s1"
+    )
+    assert answers.returncode == 0, answers.stderr
+    assert "/v1/responses   session s1" in answers.stdout
+    nowhere = headgate("explain", "-c", SHIPPED, "-m", "llama3-ru", "-t", "acme", "--door", "rerank")
+    assert nowhere.returncode == 1
+    assert "404: This model is not served at /v1/rerank." in nowhere.stdout
     missing = headgate("explain", "-c", SHIPPED, "-m", "nope", "-t", "acme")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert "404" in missing.stderr

@@ -130,6 +130,9 @@ async def test_what_engines_would_keep_is_refused(tmp_path: Path) -> None:
         with pytest.raises(openai.InternalServerError) as stored:
             await sdk.responses.retrieve("resp_1")
         assert (stored.value.status_code, stored.value.code) == (501, "not_implemented")
+        with pytest.raises(openai.InternalServerError):
+            await sdk.responses.delete("resp_1")
+        assert here.gateway.book.outcomes == {"rejected": 4}, "they ask for what nobody here does"
         assert here.engine().statistics().recent == ()
 
 
@@ -256,15 +259,30 @@ async def test_what_fails_before_the_first_piece_goes_to_another_replica(tmp_pat
         assert "2" in attempts
 
 
-async def test_a_client_that_leaves_stops_the_engine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
+async def test_a_client_that_leaves_stops_the_engine(path: str, tmp_path: Path) -> None:
+    """The send is counted as abandoned: begun well, and nobody waited for its end."""
     async with world(tmp_path, {"pool": {**ENGINE, "speed": 2.0}}) as here, here.http() as http:
-        body = {**ASK, "stream": True, "max_tokens": 2000}
-        async with http.stream("POST", "/v1/messages", json=body) as answer:
+        body = {**ASK, "stream": True, "max_tokens": 2000, "ignore_eos": True}
+        async with http.stream("POST", path, json=body) as answer:
             async for _ in answer.aiter_bytes():
                 break
         await here.wait_at_rest()
         (close,) = here.engine().statistics().closes
         assert close.streamed
+        assert (await sends(here)) == {"abandoned": 1}
+        here.engine().arm("die_after=3*1")
+        await http.post(path, json=body)
+        assert (await http.post(path, json={**body, "max_tokens": 3})).status_code == 200
+        await here.wait_at_rest()
+        assert (await sends(here)) == {"abandoned": 1, "error": 1, "ok": 1}
+
+
+async def sends(here: World) -> dict[str, int]:
+    """Sends to engines by how they ended."""
+    (family,) = here.gateway.metrics.attempts.collect()
+    samples = (each for each in family.samples if each.name == "headgate_attempts_total" and each.value)
+    return {each.labels["outcome"]: int(each.value) for each in samples}
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
@@ -296,6 +314,208 @@ async def test_a_time_budget_ends_a_stream_as_cut(path: str, tmp_path: Path) -> 
             text = "".join(data["delta"] for kind, data in events if kind == "response.output_text.delta")
             assert ended["output"][0]["content"][0]["text"] == text
             assert ended["model"] == "m"
+
+
+def generating(path: str, **more: Any) -> dict[str, Any]:
+    """A body that asks this door for as much as it may have; the engine does not end it by itself."""
+    if path == "/v1/messages":
+        return {**ASK, "max_tokens": 4000, "ignore_eos": True, **more}
+    return {"model": "m", "input": "Tell all.", "max_output_tokens": 4000, "ignore_eos": True, **more}
+
+
+GENERATING = ["/v1/messages", "/v1/responses"]
+SLOW = {**ENGINE, "speed": 1.0}
+
+
+@pytest.mark.parametrize("by", ["stop-after", "max-generation"])
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "llamacpp"])
+async def test_a_time_budget_ends_a_whole_answer(kind: str, by: str, tmp_path: Path) -> None:
+    """It was asked for as a stream, and is told as one document, with what there is: no error."""
+    pools = {"pool": {"max_generation_ms": 400}} if by == "max-generation" else {}
+    headers = {"x-headgate-stop-after-ms": "400"} if by == "stop-after" else {}
+    engines = {"pool": {**SLOW, "kind": kind}}
+    async with world(tmp_path, engines, pools=pools) as here, here.sdk() as sdk, claude(here) as other:
+        raw = await sdk.responses.with_raw_response.create(
+            model="m", input="Tell all.", max_output_tokens=4000, extra_headers=headers,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        response = raw.parse()
+        assert (response.status, response.model) == ("incomplete", "m")
+        assert response.incomplete_details is not None
+        assert response.incomplete_details.reason == "max_output_tokens"
+        assert response.output_text
+        assert response.usage is not None
+        assert 0 < response.usage.output_tokens < 400
+        assert raw.headers["x-headgate-cut-by"] == by
+        assert raw.headers["content-type"] == "application/json"
+        asked = generating("/v1/messages")
+        asked.pop("ignore_eos")
+        answer = await other.messages.with_raw_response.create(
+            **asked, extra_headers=headers, extra_body={"ignore_eos": True}
+        )
+        message = await answer.parse()
+        assert (message.stop_reason, message.model, message.type) == ("max_tokens", "m", "message")
+        assert message.content[0].text  # type: ignore[union-attr]
+        assert 0 < message.usage.output_tokens < 400
+        assert message.usage.input_tokens == int(answer.headers["x-headgate-prompt-tokens"])
+        assert answer.headers["x-headgate-cut-by"] == by
+        await here.wait_at_rest()
+        assert here.engine().statistics().engine.output_tokens < 1000, "it was told to stop"
+
+
+@pytest.mark.parametrize("path", GENERATING)
+async def test_a_whole_answer_that_ends_in_time_says_what_its_engine_says(path: str, tmp_path: Path) -> None:
+    """Asked for as a stream or not: the same document, but for what is made anew each time."""
+    async with world(tmp_path, {"pool": ENGINE}) as here, here.http() as http:
+        body = generating(path)
+        body |= {"max_tokens": 9} if path == "/v1/messages" else {"max_output_tokens": 9}
+        plain = await http.post(path, json=body)
+        assert "stream" not in last(here).body
+        timed = await http.post(path, json=body, headers={"x-headgate-stop-after-ms": "60000"})
+        assert last(here).body["stream"] is True
+        assert "x-headgate-cut-by" not in timed.headers
+        one, two = plain.json(), timed.json()
+        for told in (one, two):
+            for item in (told, *told.get("output", ())):
+                item.pop("id")
+            told.pop("created_at", None)
+        assert one == two
+
+
+@pytest.mark.parametrize("path", GENERATING)
+async def test_a_whole_answer_whose_engine_breaks_is_an_error(path: str, tmp_path: Path) -> None:
+    """Half an answer is none, however it was asked for; before its first piece another replica is asked."""
+    engines = {"pool": {**ENGINE, "replicas": 2}}
+    async with world(tmp_path, engines) as here, here.http() as http:
+        headers = {"x-headgate-stop-after-ms": "60000"}
+        for engine in here.engines.values():
+            engine.arm("die_after=3")
+        broken = await http.post(path, json=generating(path), headers=headers)
+        assert (broken.status_code, broken.headers["content-type"]) == (502, "application/json")
+    async with world(tmp_path, engines) as here, here.http() as http:
+        attempts = set()
+        for engine in here.engines.values():
+            engine.arm("die_after=0*1")
+            answer = await http.post(path, json={**generating(path), "ignore_eos": False}, headers=headers)
+            assert answer.status_code == 200
+            attempts.add(answer.headers["x-headgate-attempts"])
+        assert "2" in attempts
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("path", GENERATING)
+async def test_an_answer_that_outruns_its_limit_is_cut(path: str, stream: bool, tmp_path: Path) -> None:
+    limits = [{"tokens": 100, "per": "day", "name": "day", "overrun": "cut"}]
+    models = {"m": {"max_tokens": {"default": 10, "ceiling": 8192}}}
+    server = {"limits": {"settle_tokens": 4}}
+    async with (
+        world(
+            tmp_path, {"pool": {**ENGINE, "speed": 2.0}}, models=models, limits=limits, server=server
+        ) as here,
+        here.http() as http,
+    ):
+        for _ in range(30):
+            here.gateway._lengths.observe("tenant", "m", 20, 5)
+        answer = await http.post(path, json=generating(path, stream=stream))
+        assert answer.status_code == 200, answer.text
+        if stream:
+            _, told = events_of(answer.text)[-1 if path == "/v1/responses" else -2]
+            told = told.get("response", told)
+        else:
+            told = answer.json()
+            assert answer.headers["x-headgate-cut-by"] == "day"
+        if path == "/v1/messages":
+            assert told.get("delta", told)["stop_reason"] == "max_tokens"
+        else:
+            assert (told["status"], told["incomplete_details"]["reason"]) == (
+                "incomplete",
+                "max_output_tokens",
+            )
+        assert told["usage"]["output_tokens"] < 200
+
+
+@pytest.mark.parametrize("path", GENERATING)
+async def test_rules_tenants_and_pools_bound_what_a_door_may_generate(path: str, tmp_path: Path) -> None:
+    """Whoever is the strictest: its figure stands in the body, and the header says whose it is."""
+    field = "max_tokens" if path == "/v1/messages" else "max_output_tokens"
+    tenants = {"tenant": {"max_tokens": 30}, "other": {}}
+    when = {"estimated_total_tokens": {"lte": 60, "if_clamped": 8}}
+    rules = [
+        {"name": "short", "when": {**when, "class": "batch"}, "pools": ["pool"]},
+        {"name": "all", "pools": ["pool"], "fit": "clamp"},
+    ]
+    async with world(tmp_path, {"pool": ENGINE}, tenants=tenants, rules=rules) as here, here.http() as http:
+        answer = await http.post(path, json=generating(path))
+        assert (last(here).body[field], answer.headers["x-headgate-max-tokens-bound-by"]) == (30, "tenant")
+        answer = await http.post(path, json=generating(path, service_tier="flex"))
+        assert answer.headers["x-headgate-rule"] == "short"
+    pools = {"pool": {"limits": {"total": 40}}}
+    async with world(tmp_path, {"pool": ENGINE}, pools=pools, rules=rules) as here, here.http() as http:
+        answer = await http.post(path, json=generating(path))
+        assert answer.headers["x-headgate-max-tokens-bound-by"] == "pool pool"
+        assert last(here).body[field] == 40 - int(answer.headers["x-headgate-prompt-tokens"])
+
+
+async def test_what_generates_nothing_has_no_time_budget(tmp_path: Path) -> None:
+    """There is no half of an embedding: it comes whole, and `x-headgate-timeout-ms` bounds the wait."""
+    engines = {"pool": {**ENGINE, "faults": ["slow_first=0.2"]}}
+    pools = {"pool": {"max_generation_ms": 10, "upstream_stream": "always"}}
+    async with world(tmp_path, engines, pools=pools) as here, here.http() as http:
+        body = {"model": "m", "input": "Hello"}
+        answer = await http.post("/v1/embeddings", json=body, headers={"x-headgate-stop-after-ms": "50"})
+        assert answer.status_code == 200
+        assert len(answer.json()["data"]) == 1
+        assert "stream" not in last(here).body
+        late = await http.post("/v1/embeddings", json=body, headers={"x-headgate-timeout-ms": "50"})
+        assert late.status_code == 504
+
+
+# ---------------------------------------------------------------------------------------------- adapters
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "asks"),
+    [
+        ("vllm", "/v1/messages", {"model": "french"}),
+        ("vllm", "/v1/responses", {"model": "french"}),
+        ("vllm", "/v1/embeddings", {"model": "french"}),
+        ("openai", "/v1/responses", {"model": "french"}),
+        ("sglang", "/v1/messages", {"model": "m:french"}),
+        ("llamacpp", "/v1/responses", {"model": "m", "lora": [{"id": 0, "scale": 0.5}]}),
+    ],
+)
+async def test_an_adapter_is_reached_by_other_doors(
+    kind: str, path: str, asks: dict[str, Any], tmp_path: Path
+) -> None:
+    """In the engine's own form, and under its public name."""
+    adapter = {"name": "french", "id": 0, "scale": 0.5} if kind == "llamacpp" else "french"
+    pools = {"pool": {"serves": {"m": "m", "fr": {"model": "m", "adapter": adapter}}}}
+    engines = {"pool": {"kind": kind, "adapters": ("french",)}}
+    async with world(tmp_path, engines, pools=pools, models={"m": {}, "fr": {}}) as here, here.http() as http:
+        said = []
+        for model in ("m", "fr"):
+            body = {**ASK, "input": "Hello"} if path == "/v1/messages" else {"input": "Hello"}
+            body.pop("input") if path == "/v1/messages" else None
+            answer = await http.post(path, json={**body, "model": model})
+            assert (answer.status_code, answer.json()["model"]) == (200, model), answer.text
+            said.append(json.dumps(answer.json().get("content") or answer.json().get("output")))
+        assert asks.items() <= last(here).body.items()
+        if path != "/v1/embeddings":
+            texts = [json.loads(each)[0] for each in said]
+            assert texts[0].get("text", texts[0].get("content")) != texts[1].get(
+                "text", texts[1].get("content")
+            )
+
+
+async def test_an_adapter_that_an_engine_has_no_form_for_is_refused(tmp_path: Path) -> None:
+    adapter = {"name": "french", "id": 0, "path": "/loras/french"}
+    pools = {"pool": {"serves": {"m": "m", "fr": {"model": "m", "adapter": adapter}}}}
+    engines = {"pool": {"kind": "trtllm", "adapters": ("french",)}}
+    async with world(tmp_path, engines, pools=pools, models={"m": {}, "fr": {}}) as here, here.sdk() as sdk:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await sdk.responses.create(model="fr", input="Hello")
+        assert (refused.value.param, refused.value.code) == ("model", "unsupported_parameter")
+        assert here.engine().statistics().recent == ()
 
 
 # ------------------------------------------------------------------------------------ rerank and score
@@ -372,13 +592,40 @@ async def test_a_chain_is_walked_to_the_pool_that_serves_it(tmp_path: Path) -> N
             assert rows[1]["doors"] == ["embeddings"]
 
 
+async def test_explain_takes_a_door_and_a_session(tmp_path: Path) -> None:
+    """Where a conversation at this door would go, and how much of it is held there."""
+    engines = {"pool": {**ENGINE, "replicas": 2, "prefix_cache": 100_000}}
+    turns = [{"role": "user", "content": "Tell me of canals, locks and weirs. " * 100}]
+    async with world(tmp_path, engines) as here, here.http() as http, here.admin() as admin:
+        body = {**ASK, "messages": turns}
+        answer = await http.post("/v1/messages", json=body, headers={"x-session-id": "talk-7"})
+        asked = {"tenant": "tenant", "dialect": "messages", "session": "talk-7", "request": body}
+        told = (await admin.post("/admin/routes/explain", json=asked)).json()
+        assert (told["dialect"], told["session"], told["goes_to"]) == ("messages", "talk-7", "pool")
+        held = {each["replica"]: each["cached_tokens"] for each in told["chain"][0]["candidates"]}
+        assert held[answer.headers["x-headgate-replica"]] > 500
+        assert sorted(held.values())[0] == 0
+        for odd in (7, "", "é", "x" * 201):
+            refused = await admin.post("/admin/routes/explain", json={**asked, "session": odd})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "session")
+
+
 async def test_an_engine_that_lacks_the_route_is_named(tmp_path: Path) -> None:
     """`doors` promises what this engine's release does not hold."""
     pools = {"pool": {"doors": ["chat", "score"]}}
     async with world(tmp_path, {"pool": {"kind": "llamacpp"}}, pools=pools) as here, here.http() as http:
         answer = await http.post("/score", json={"model": "m", "text_1": "a", "text_2": "b"})
-        assert answer.status_code == 400
-        assert answer.json()["error"]["message"] == "This engine does not serve /score."
+        assert answer.status_code == 501
+        assert answer.json()["error"]["message"] == "The engines of this model do not serve this route."
+
+
+async def test_where_one_pool_lacks_the_route_the_next_may_have_it(tmp_path: Path) -> None:
+    pools = {"pool": {"doors": ["chat", "score"]}}
+    engines = {"pool": {"kind": "llamacpp"}, "next": {"kind": "vllm"}}
+    rules = [{"name": "both", "pools": ["pool", "next"], "on": ["unavailable"]}]
+    async with world(tmp_path, engines, pools=pools, rules=rules) as here, here.http() as http:
+        answer = await http.post("/score", json={"model": "m", "text_1": "a", "text_2": "b"})
+        assert (answer.status_code, answer.headers["x-headgate-pool"]) == (200, "next")
 
 
 async def test_retries_and_metrics_hold_for_all_doors(tmp_path: Path) -> None:

@@ -78,6 +78,11 @@ async def test_a_mirror_gets_copies_and_nobody_pays(tmp_path: Path) -> None:
         for stream in (False, True):
             assert await answered_by(here, stream=stream) == ("stable", 1)
         await until(lambda: mirrored(here, "ok") == 2)
+        await here.wait_at_rest()
+        metrics = here.gateway.metrics.registry
+        labels = {"pool": "staging", "outcome": "ok"}
+        assert metrics.get_sample_value("headgate_mirror_attempts_total", labels) == 2
+        assert metrics.get_sample_value("headgate_attempts_total", labels) is None
         one, two = (here.engines[name].statistics() for name in ("stable-1", "staging-1"))
         assert (one.requests, two.requests) == (2, 2)
         (row,) = (await here.limits()).values()
@@ -93,6 +98,9 @@ async def test_a_mirror_that_fails_or_hangs_is_not_noticed(tmp_path: Path) -> No
         here.engines["staging-1"].arm("close")
         assert await answered_by(here) == ("stable", 1)
         await until(lambda: mirrored(here, "failed") == 1)
+        labels = {"pool": "staging", "outcome": "error"}
+        metrics = here.gateway.metrics.registry
+        assert metrics.get_sample_value("headgate_mirror_attempts_total", labels) == 1
     async with world(tmp_path, POOLS, rules=rules, at_rest=False) as here:
         here.engines["staging-1"].arm("hang")
         for _ in range(3):

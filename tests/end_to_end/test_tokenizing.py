@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from backends.simulated.server import serve
-from gateway.api import tokenize
+from gateway.api import questions
 from tests.end_to_end.test_command_line import headgate
 from tests.end_to_end.world import TOKENIZER, routes, tokenizer, world
 
@@ -80,14 +80,15 @@ async def test_a_wrong_body_is_refused(
         assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
 
 
-async def test_few_are_answered_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/messages/count_tokens"])
+async def test_few_are_answered_at_a_time(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than a few are told to come back; a place is given back, also by one that was refused."""
-    async with world(tmp_path, {"pool": {"kind": "tgi"}}) as here, here.http() as http:
-        monkeypatch.setattr(tokenize, "MOST_AT_ONCE", 1)
+    async with world(tmp_path, {"pool": {"kind": "vllm"}}) as here, here.http() as http:
+        monkeypatch.setattr(questions, "MOST_AT_ONCE", 1)
         for body, status in ((CHAT, 200), ({**CHAT, "messages": []}, 400), (CHAT, 200), (CHAT, 200)):
-            assert (await http.post("/tokenize", json=body)).status_code == status
-        monkeypatch.setattr(tokenize, "MOST_AT_ONCE", 0)
-        answer = await http.post("/tokenize", json=CHAT)
+            assert (await http.post(path, json=body)).status_code == status
+        monkeypatch.setattr(questions, "MOST_AT_ONCE", 0)
+        answer = await http.post(path, json=CHAT)
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
 

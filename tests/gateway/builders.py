@@ -23,7 +23,7 @@ from gateway.config.snapshot import (
     TokenizerSpec,
 )
 from gateway.fleet.ledger import ReplicaLedger
-from gateway.queueing.pool_queue import PoolQueue
+from gateway.queueing.pool_queue import LineWatch, PoolQueue
 from gateway.tenants.authentication import digest_of
 
 
@@ -183,7 +183,10 @@ def an_estimate(
 
 
 def a_queue(
-    pool: Pool, clock: Callable[[], float] | None = None, engines: Mapping[str, Engine] | None = None
+    pool: Pool,
+    clock: Callable[[], float] | None = None,
+    engines: Mapping[str, Engine] | None = None,
+    watch: LineWatch | None = None,
 ) -> PoolQueue:
     """The pool's queue over fresh ledgers; replicas without an engine of their own must not be called."""
     clock = Clock() if clock is None else clock
@@ -194,6 +197,7 @@ def a_queue(
             ReplicaLedger(replica, engines.get(replica.id, NoEngine(pool.adapter)), clock)
             for replica in pool.replicas
         ],
+        watch=watch,
     )
 
 

@@ -81,4 +81,5 @@ def an_answer(call: Call, pool: Pool, batches: Iterable[Batch] = (), *, model=No
     """An answer under way on the pool's first replica, outside of any queue."""
     ledger = ReplicaLedger(pool.replicas[0], ScriptedEngine(), Clock())
     target = Target(pool, model or a_model(), "engine-llama", PoolFit(None, True, False, ""), None)
-    return Answer(call, target, ledger.take(10, 5, lambda: None), ScriptedGeneration(batches), None, COUNT)
+    slot = ledger.take(10, 5, lambda: None)
+    return Answer(call, target, slot, ScriptedGeneration(batches), None, COUNT, lambda _: None)

@@ -20,8 +20,8 @@ import pytest
 
 from backends.vllm.adapter import VllmAdapter
 from gateway.app import discovery_of, engine_at
-from gateway.calibrating import Calibrator, shapes_of
-from gateway.calibrating import Load as Shapes
+from gateway.examining.calibrating import Calibrator, shapes_of
+from gateway.examining.calibrating import Load as Shapes
 from tests.conftest import not_run
 from tests.end_to_end.world import KEY, World, world
 from tests.real_engines.asking import STREAM, ask, told, until

@@ -4,10 +4,14 @@ The wheel holds the server, its python backend, and for each version of Python a
 must load the libpython of the interpreter whose standard library it will use, so that one is put before the
 copy in the wheel. Models:
 
-    tensorrt_llm_bls              text in deltas
+    tensorrt_llm_bls              text in deltas; looks at each token whether its request was cancelled
     tensorrt_llm_bls_accumulating all text so far in each event
     ensemble                      an ensemble of one step, over the first
     small_queue                   one request at a time; one more may wait
+    shipped_bls                   over `inner`: as TensorRT-LLM's, never looks whether it was cancelled
+    attentive_bls                 over `inner`: looks, and tells it to stop
+    tensorrt_llm                  llmapi: other tensors, other manners
+    sleepy                        like the first, for the test that unloads it
 """
 
 import contextlib
@@ -24,18 +28,20 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-READY_SECONDS = 30.0
+READY_SECONDS = 60.0
 STOP_SECONDS = 5.0
-PORT_ATTEMPTS = 3
+ATTEMPTS = 3
 PORT_TAKEN = "already in use"
 """In Triton's log, where another process was faster; tried again."""
+LATE = "lock_exception"
+"""Likewise, where a stub did not come up within ten seconds: a machine with too much to do."""
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -47,8 +53,21 @@ INPUTS = {
     "return_num_input_tokens": "BOOL", "return_num_output_tokens": "BOOL",
 }  # fmt: skip
 """As in inflight_batcher_llm/tensorrt_llm_bls/config.pbtxt of tensorrtllm_backend."""
-REQUIRED = ("text_input", "max_tokens")
 OUTPUTS = {"text_output": "STRING", "num_input_tokens": "INT32", "num_output_tokens": "INT32"}
+LOGITS = {"context_logits": "FP32"}
+LLMAPI_INPUTS = {
+    "text_input": "STRING", "streaming": "BOOL", "sampling_param_temperature": "FP32",
+    "sampling_param_top_k": "INT32", "sampling_param_top_p": "FP32",
+    "sampling_param_frequency_penalty": "FP32", "sampling_param_presence_penalty": "FP32",
+    "sampling_param_max_tokens": "INT32",
+    "sampling_param_stop": "STRING", "sampling_param_seed": "UINT64",
+    "sampling_param_exclude_input_from_output": "BOOL", "return_finish_reason": "BOOL",
+    "return_stop_reason": "BOOL", "stop": "BOOL",
+}  # fmt: skip
+"""As in all_models/llmapi/tensorrt_llm/config.pbtxt of TensorRT-LLM."""
+LLMAPI_OUTPUTS = {"text_output": "STRING", "finish_reason": "STRING", "stop_reason": "STRING", **LOGITS}
+REQUIRED = ("text_input", "max_tokens")
+_LISTS = ("stop_words", "bad_words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +75,13 @@ class TritonServer:
     url: str
     metrics_url: str
     directory: Path
+    pid: int
+    grpc: str | None = None
+    """host:port, where it was asked for."""
 
     def journal(self, part: str) -> list[dict[str, Any]]:
-        """What the models did about prompts with `part` in them: `model`, `id`, `event` (started, ended,
-        failed or cancelled) and `prompt`."""
+        """What the models did about prompts with `part` in them: `model`, `id`, `event` (see
+        `speaking.py`), `prompt`, `tokens` so far and `at`, in seconds of the monotonic clock."""
         path = self.directory / "journal.jsonl"
         lines = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
         return [entry for entry in map(json.loads, lines) if part in entry["prompt"]]
@@ -112,14 +134,23 @@ def _libpython() -> Path | None:
 # ---------------------------------------------------------------------------------------- preparation
 
 
-_PYTHON = 'backend: "python"\nmodel_transaction_policy { decoupled: true }'
+_HERE = Path(__file__).parent
+_DECOUPLED = 'backend: "python"\nmodel_transaction_policy { decoupled: true }'
 
 
 def _write_models(repository: Path) -> None:
-    _write_model(repository / "tensorrt_llm_bls", _PYTHON)
-    _write_model(repository / "tensorrt_llm_bls_accumulating", _PYTHON, _parameter("accumulate_tokens"))
+    classic = {"program": "classic", "outputs": OUTPUTS | LOGITS}
+    _write_model(repository / "tensorrt_llm_bls", **classic)
+    _write_model(repository / "tensorrt_llm_bls_accumulating", _parameter("accumulate_tokens"), **classic)
+    _write_model(repository / "sleepy", **classic)
     queue = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
-    _write_model(repository / "small_queue", _PYTHON, _parameter("serial"), queue)
+    _write_model(repository / "small_queue", _parameter("serial"), queue, **classic)
+    _write_model(repository / "inner", **classic, inputs={**INPUTS, "stop": "BOOL"})
+    _write_model(repository / "shipped_bls", program="bls")
+    _write_model(repository / "attentive_bls", _parameter("attentive"), program="bls")
+    _write_model(
+        repository / "tensorrt_llm", program="llmapi", inputs=LLMAPI_INPUTS, outputs=LLMAPI_OUTPUTS, batch=0
+    )
     step = ['model_name: "tensorrt_llm_bls" model_version: -1']
     step += [f'input_map {{ key: "{name}" value: "{name}" }}' for name in INPUTS]
     step += [f'output_map {{ key: "{name}" value: "{name}" }}' for name in OUTPUTS]
@@ -131,17 +162,27 @@ def _parameter(name: str) -> str:
     return f'parameters {{ key: "{name}" value {{ string_value: "true" }} }}'
 
 
-def _write_model(directory: Path, *config: str) -> None:
+def _write_model(
+    directory: Path,
+    *config: str,
+    program: str | None = None,
+    inputs: Mapping[str, str] = INPUTS,
+    outputs: Mapping[str, str] = OUTPUTS,
+    batch: int = 1,
+) -> None:
     (directory / "1").mkdir(parents=True)
-    if _PYTHON in config:
-        shutil.copy(Path(__file__).with_name("model.py"), directory / "1")
-    lines = [f'name: "{directory.name}"', "max_batch_size: 1", *config]
-    for name, kind in INPUTS.items():
-        dims = "-1" if name.endswith("_words") else "1"
+    lines = [f'name: "{directory.name}"', f"max_batch_size: {batch}", *config]
+    if program is not None:
+        shutil.copy(_HERE / f"{program}.py", directory / "1" / "model.py")
+        shutil.copy(_HERE / "speaking.py", directory / "1")
+        lines.append(_DECOUPLED)
+    for name, kind in inputs.items():
+        dims = "1" if (name not in _LISTS and batch) or kind != "STRING" else "-1"
         optional = "" if name in REQUIRED else "optional: true"
         lines.append(f'input {{ name: "{name}" data_type: TYPE_{kind} dims: {dims} {optional} }}')
-    for name, kind in OUTPUTS.items():
-        lines.append(f'output {{ name: "{name}" data_type: TYPE_{kind} dims: -1 }}')
+    for name, kind in outputs.items():
+        dims = "[ -1, -1 ]" if name in LOGITS and batch else "-1"
+        lines.append(f'output {{ name: "{name}" data_type: TYPE_{kind} dims: {dims} }}')
     (directory / "config.pbtxt").write_text("\n".join(lines))
 
 
@@ -171,7 +212,7 @@ def _environment(directory: Path, wheel: Path, libpython: Path) -> dict[str, str
 
 
 @contextlib.contextmanager
-def running(directory: Path) -> Iterator[TritonServer]:
+def running(directory: Path, *, grpc: bool = False) -> Iterator[TritonServer]:
     """A server with all models ready. Call `why_not` first."""
     wheel, libpython = _wheel(), _libpython()
     assert wheel is not None
@@ -181,20 +222,23 @@ def running(directory: Path) -> Iterator[TritonServer]:
     environment = _environment(directory, wheel, libpython)
     segments = f"headgate-{secrets.token_hex(6)}-"
     log = directory / "server.log"
-    for attempts_left in reversed(range(PORT_ATTEMPTS)):
-        http, metrics = _free_ports(2)
-        server = TritonServer(f"http://127.0.0.1:{http}", f"http://127.0.0.1:{metrics}/metrics", directory)
+    for attempts_left in reversed(range(ATTEMPTS)):
+        ports = http, metrics, rpc = _free_ports(3)
         with log.open("wb") as output:
             process = subprocess.Popen(
-                _command(directory, wheel, segments, http, metrics),
+                _command(directory, wheel, segments, *ports, grpc=grpc),
                 env=environment, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
+        server = TritonServer(
+            f"http://127.0.0.1:{http}", f"http://127.0.0.1:{metrics}/metrics", directory, process.pid,
+            f"127.0.0.1:{rpc}" if grpc else None,
+        )  # fmt: skip
         try:
             if _wait_ready(process, server, log):
                 yield server
                 return
             words = log.read_text(errors="replace")
-            if not (PORT_TAKEN in words and attempts_left):
+            if not ((PORT_TAKEN in words or LATE in words) and attempts_left):
                 raise RuntimeError(f"tritonserver is not ready: {words[-4000:]}")
         finally:
             _stop(process)
@@ -202,7 +246,9 @@ def running(directory: Path) -> Iterator[TritonServer]:
                 segment.unlink(missing_ok=True)
 
 
-def _command(directory: Path, wheel: Path, segments: str, http: int, metrics: int) -> list[str]:
+def _command(
+    directory: Path, wheel: Path, segments: str, http: int, metrics: int, rpc: int, *, grpc: bool
+) -> list[str]:
     bundled = wheel / "pytriton" / "tritonserver"
     return [
         f"{bundled / 'bin' / 'tritonserver'}",
@@ -210,7 +256,8 @@ def _command(directory: Path, wheel: Path, segments: str, http: int, metrics: in
         f"--backend-directory={directory / 'backends'}", f"--cache-directory={bundled / 'caches'}",
         "--http-address=127.0.0.1", f"--http-port={http}",
         "--metrics-address=127.0.0.1", f"--metrics-port={metrics}", "--allow-gpu-metrics=false",
-        "--allow-grpc=false",  # the gateway does not speak it
+        f"--allow-grpc={str(grpc).lower()}", "--grpc-address=127.0.0.1", f"--grpc-port={rpc}",
+        "--model-control-mode=explicit", "--load-model=*", "--model-load-thread-count=2",
         "--exit-timeout-secs=1",
         f"--backend-config=python,shm-region-prefix-name={segments}",
         "--backend-config=python,shm-default-byte-size=1048576",

@@ -1,7 +1,7 @@
 """The official OpenAI SDK through the gateway to a real tritonserver, on text in four languages.
 
 The server, its HTTP front end, scheduler, queue and ensembles are real; the model behind them says the user's
-text backwards (see `model`), so that every expected answer is known to the last character.
+text backwards (see `speaking.py`), so that every expected answer is known to the last character.
 """
 
 import asyncio
@@ -9,77 +9,18 @@ import itertools
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import openai
 import pytest
 
-from backends.contract import Health
-from backends.triton.adapter import TritonAdapter
-from tests.conftest import not_run
 from tests.end_to_end.world import OTHER_KEY, World, world
-from tests.real_triton.server import TritonServer, running, why_not
+from tests.real_triton.asking import STREAM, TEXTS, answer_of, ask, pool, tokens_of, until
+from tests.real_triton.server import TritonServer, why_not
 
 pytestmark = pytest.mark.triton  # and one xdist group, see tests/conftest.py
 
 MODELS = ["tensorrt_llm_bls", "tensorrt_llm_bls_accumulating", "ensemble"]
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-
-TEXTS = {
-    "English": "What does a headgate do, and who opens it in spring?",
-    "Russian": "Что делает шлюз на канале, и кто открывает его весной?",
-    "Chinese": "水闸有什么用？春天谁来打开它？🌊",
-    "code": "def open_gate(level: float) -> bool:\n    # spring\n\n    return level > 0.5  # metres",
-}
-
-
-@pytest.fixture(scope="module")
-def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    if reason := why_not():
-        not_run(f"real Triton: {reason}")
-    with running(tmp_path_factory.mktemp("triton")) as server:
-        yield server
-
-
-def pool(triton: TritonServer, served: str = "tensorrt_llm_bls") -> dict[str, Any]:
-    return {"kind": "triton", "url": triton.url, "served": served}
-
-
-def ask(text: str, **more: Any) -> dict[str, Any]:
-    return {"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 200, **more}
-
-
-def tokens_of(text: str) -> int:
-    """As the model counts: four bytes each."""
-    return -(-len(text.encode()) // 4)
-
-
-async def answer_of(sdk: openai.AsyncOpenAI, stream: bool, **asked: Any) -> tuple[str, str | None, Any]:
-    """Text, finish reason and usage, streamed or not."""
-    if not stream:
-        whole = await sdk.chat.completions.create(**asked)
-        return whole.choices[0].message.content or "", whole.choices[0].finish_reason, whole.usage
-    pieces, reasons, usage = [], [], None
-    options = {"include_usage": True}
-    async for chunk in await sdk.chat.completions.create(**asked, stream=True, stream_options=options):
-        usage = chunk.usage or usage
-        for choice in chunk.choices:
-            pieces.append(choice.delta.content or "")
-            reasons.append(choice.finish_reason)
-    (reason,) = filter(None, reasons)
-    return "".join(pieces), reason, usage
-
-
-async def until(what: str, condition: Callable[[], bool]) -> None:
-    try:
-        async with asyncio.timeout(10):
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(f"waited in vain for {what}")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -248,39 +189,6 @@ def check_discreet(error: openai.APIError) -> None:
         assert word not in f"{error} {error.body}"
 
 
-# ---------------------------------------------------------------------------------------- cancellation
-
-
-@STREAM
-async def test_the_model_learns_that_the_client_left(
-    triton: TritonServer, stream: bool, tmp_path: Path
-) -> None:
-    """Triton 2.51 notices when it writes next, so a whole answer is streamed to the gateway too.
-
-    Unstreamed, the model would work to the end; in an ensemble it always does, a running step is not told.
-    """
-    text = f"!slow leaving {stream=}" + " canal" * 200
-    pools = {"pool": {"upstream_stream": "always"}}
-    async with world(tmp_path, {"pool": pool(triton)}, pools=pools) as here:
-        async with here.http() as http, asyncio.TaskGroup() as group:
-            client = group.create_task(leave_after_first_bytes(http, text, stream))
-            await until("the model to start", lambda: "started" in triton.events(text))
-            if not stream:  # the client of a whole answer gets no bytes that it could leave after
-                client.cancel()
-        await until("the model to learn it", lambda: "cancelled" in triton.events(text))
-        await here.wait_at_rest()
-        assert here.gateway.book.outcomes == {"cancelled": 1}
-    assert triton.events(text) == ["started", "cancelled"]
-
-
-async def leave_after_first_bytes(http: httpx.AsyncClient, text: str, stream: bool) -> None:
-    asked = ask(text, max_tokens=1000, stream=stream)
-    async with http.stream("POST", "/v1/chat/completions", json=asked) as answer:
-        async for chunk in answer.aiter_raw():
-            assert chunk
-            return
-
-
 # -------------------------------------------------------------------------------------------- overload
 
 
@@ -316,20 +224,6 @@ async def check_full_queue(here: World) -> None:
     assert raw.headers["x-headgate-pool"] == "ample"
     assert raw.headers["x-headgate-attempts"] == "2"
     assert raw.parse().choices[0].message.content == "?moor ereht sI"
-
-
-# ---------------------------------------------------------------------------------------------- health
-
-
-async def test_health(triton: TritonServer) -> None:
-    """The question that the prober asks, and the answer as the adapter reads it."""
-    adapter = TritonAdapter()
-    question = adapter.health_request()
-    async with httpx.AsyncClient(base_url=triton.url, trust_env=False) as http:
-        answer = await http.request(question.method, question.path)
-        assert adapter.read_health(answer.status_code, answer.content) == Health(ready=True, live=True)
-        not_ready = await http.get("/v2/models/absent/ready")  # as Triton says it of itself while loading
-        assert adapter.read_health(not_ready.status_code, not_ready.content) == Health(ready=False, live=True)
 
 
 def test_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

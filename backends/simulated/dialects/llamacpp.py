@@ -73,7 +73,7 @@ class LlamacppDialect(OpenAIDialect):
 
     kind = "llamacpp"
     doors = ("embeddings", "responses", "messages", "rerank")
-    notices = "next_token"
+    notices = "quiet_second"
     version = _BUILD
     owned_by = "llamacpp"
     has_overload_answer = False
@@ -331,6 +331,7 @@ class LlamacppDialect(OpenAIDialect):
                 "model_path": f"models/{self.options.model}.gguf",
                 "modalities": {"vision": False, "audio": False},
                 "chat_template": "",
+                "chat_template_caps": {"supports_tools": True, "supports_tool_calls": True},
                 "bos_token": "",
                 "eos_token": "",
                 "build_info": self.version,

@@ -70,6 +70,7 @@ class NativeRoutes:
 
         async def handler(exchange: Exchange) -> web.StreamResponse:
             try:
+                self._dialect.check_core()
                 body = json.loads(exchange.body)
                 if not isinstance(body, dict):
                     raise self._dialect.refuse_request("the body must be an object")
@@ -171,7 +172,9 @@ class NativeRoutes:
             ]
         if body.get("instructions"):
             turns.insert(0, {"role": "system", "content": body["instructions"]})
-        ask, choice = self._ask(exchange, body, turns, max_tokens=body.get("max_output_tokens"))
+        # llama.cpp reads such a body as a chat's (server_chat_convert_responses_to_chatcmpl).
+        more = {"lora": body["lora"]} if self._dialect.kind == "llamacpp" and "lora" in body else {}
+        ask, choice = self._ask(exchange, body, turns, max_tokens=body.get("max_output_tokens"), **more)
         item_id = f"msg_{uuid.uuid4().hex}"
         response: dict[str, Any] = {
             "id": f"resp_{uuid.uuid4().hex}", "object": "response", "created_at": int(time.time()),

@@ -160,6 +160,9 @@ class OpenAIDialect(OpenAIShapes):
             ask.calls, ask.answer = call
         return ask
 
+    def check_core(self) -> None:
+        """Raises Refused where the engine behind the server is in no state to be asked."""
+
     def check_tools(self, body: Any) -> None:
         """Raises Refused for tools without a name, and for a choice among none."""
         functions = [tool.get("function") for tool in body.tools or ()]

@@ -257,7 +257,7 @@ class TgiDialect(TgiNative):
         return await exchange.finish()
 
     def error_events(self, exchange: Exchange, body: dict[str, Any]) -> bytes:
-        if exchange.request.path == "/generate_stream":
+        if not exchange.request.path.startswith("/v1/"):
             return super().error_events(exchange, body)
         # 422 for everything, overload included.
         return sse({"error": {"message": body["error"], "http_status_code": 422}}) + _DONE

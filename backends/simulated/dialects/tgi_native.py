@@ -120,6 +120,7 @@ class TgiNative(Dialect):
 
     def routes(self) -> list[web.RouteDef]:
         return [
+            web.post("/", self.host.inference(self.compatible)),
             web.post("/generate", self.host.inference(self.generate)),
             web.post("/generate_stream", self.host.inference(self.generate_stream)),
             web.post("/tokenize", self.tokenize),
@@ -249,7 +250,18 @@ class TgiNative(Dialect):
 
     # ------------------------------------------------------------------------------------ the answers
 
-    async def generate(self, exchange: Exchange) -> web.StreamResponse:
+    async def compatible(self, exchange: Exchange) -> web.StreamResponse:
+        """`compat_generate`, which Hugging Face's clients post to: `stream` chooses between the two, and a
+        whole answer comes in a list."""
+        try:
+            content = decode(exchange.request, exchange.body)
+        except Malformed as malformed:
+            return malformed.response
+        if isinstance(content, dict) and content.get("stream") is True:
+            return await self.generate_stream(exchange)
+        return await self.generate(exchange, listed=True)
+
+    async def generate(self, exchange: Exchange, *, listed: bool = False) -> web.StreamResponse:
         try:
             inputs, parameters = self.parse(exchange.request, exchange.body)
             ask = self.submit(exchange, inputs, parameters)
@@ -288,7 +300,7 @@ class TgiNative(Dialect):
             "x-inference-time": str(spent),
             "x-time-per-token": str(spent // len(seen)),
         }
-        return json_response(body, headers=headers)
+        return json_response([body] if listed else body, headers=headers)
 
     async def generate_stream(self, exchange: Exchange) -> web.StreamResponse:
         exchange.streamed = True

@@ -40,13 +40,14 @@ class TritonDialect(Dialect):
 
     kind = "triton"
     version = "2.51.0"
-    notices = "next_write"
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         vocabulary = _VOCABULARIES[self.options.vocabulary]
         self.vocabulary = vocabulary(self.tokenizer, self.options, host.profile.max_sequences)
         self.nap = Nap(self.options)
+        looks = self.options.vocabulary == "llmapi" or self.options.attentive
+        self.notices = "next_write" if looks else "never"
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -73,7 +74,7 @@ class TritonDialect(Dialect):
         if model not in self.vocabulary.models:
             raise Refused(404, f"Request for unknown model: '{model}' is not found")
         if self.nap.asleep:
-            raise Refused(400, f"Request for unknown model: '{model}' has no available versions")
+            raise Refused(404, f"Request for unknown model: '{model}' has no available versions")
         required: Sequence[str] = self.vocabulary.required
         if model not in self.vocabulary.speaking:  # the steps of the pipeline, which want ids
             required = ["input_ids", "input_lengths", "request_output_len"]
@@ -276,7 +277,7 @@ class TritonDialect(Dialect):
             return _error(503, "explicit model load / unload is not allowed if polling is enabled")
         model = request.match_info["model"]
         if load and model not in self.vocabulary.models:
-            return _error(400, f"failed to load '{model}', failed to poll from model repository")
+            return _error(500, f"failed to load '{model}', failed to poll from model repository")
         if load:
             await self.nap.wake()
         elif model in self.vocabulary.models:

@@ -136,7 +136,7 @@ def read_tensors(
     content = _parse(body)
     request_id = content.pop("id", None)
     if request_id is not None and not isinstance(request_id, str):
-        raise Refused(500, "attempt to access JSON non-string as string")
+        raise Refused(500, "Unable to parse 'id': attempt to access JSON non-string as string")
     nested = content.pop("parameters", None)
     values: dict[str, Any] = {}
     for name, value in [*content.items(), *(nested.items() if isinstance(nested, dict) else ())]:
@@ -172,15 +172,15 @@ def _parse(body: bytes) -> dict[str, Any]:
             reason = f"Invalid value. at {getattr(error, 'pos', 0)}"
         raise Refused(500, f"failed to parse the request JSON buffer: {reason}") from error
     if not isinstance(content, dict):
-        raise Refused(500, "attempt to access JSON non-object as object")
+        raise Refused(500, "attempt to get members for non-object")
     return content
 
 
 def _tensor(name: str, value: Any, datatype: Datatype, shape: list[int]) -> Any:
     values = value if isinstance(value, list) else [value]
     if not all(_FITS[datatype](item) for item in values):
-        message = f"attempt to access JSON {_ACCESS_ERRORS[datatype]}"
-        raise Refused(500, f"Unable to parse 'data': {message}")
+        what = "JSON bytes array" if datatype == "BYTES" else "'data'"
+        raise Refused(500, f"Unable to parse {what}: attempt to access JSON {_ACCESS_ERRORS[datatype]}")
     if shape[-1] == -1:
         return values
     if len(values) != 1:

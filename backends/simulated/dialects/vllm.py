@@ -139,14 +139,21 @@ class VllmDialect(OpenAIDialect):
     async def serve(
         self, exchange: Exchange, schema: type[BaseModel], read: Callable[[Any], Ask]
     ) -> web.StreamResponse:
-        if self.dead or self.nap.asleep:
-            self.dead = True
-            message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
-            return json_response(self.error(500, message, "InternalServerError"), status=500)
+        try:
+            self.check_core()
+        except Refused as dead:
+            return await self.refuse(exchange, dead)
         if exchange.request.content_type != "application/json":
             message = "Unsupported Media Type: Only 'application/json' is allowed"
             return json_response(self.error(400, message, "Bad Request"), status=400)
         return await super().serve(exchange, schema, read)
+
+    def check_core(self) -> None:
+        """What is asked of an engine that sleeps kills its core, by whichever route it comes."""
+        if self.dead or self.nap.asleep:
+            self.dead = True
+            message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+            raise Refused(500, self.error(500, message, "InternalServerError"))
 
     def check_tools(self, body: Any) -> None:
         if body.tool_choice not in (None, "none") and not body.tools:

@@ -21,6 +21,7 @@ from gateway.config.checking.pools import PoolChecks
 from gateway.config.checking.rules import RuleChecks
 from gateway.config.checking.server import ServerChecks
 from gateway.config.checking.tenants import TenantChecks
+from gateway.config.defaults import check_defaults
 from gateway.config.limiting import check_limits
 from gateway.config.problems import Report
 from gateway.config.reading import File
@@ -69,6 +70,7 @@ def check(
         activation.check(pool, adapter)
     for model in file.models.values():
         models.check_engine_tokenizer(model, adapters)
+    check_defaults(file, report, adapters)
     pools.check_replicas()
     tenants = TenantChecks.like(checks)
     for tenant in file.tenants.values():

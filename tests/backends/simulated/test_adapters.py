@@ -1,6 +1,7 @@
-"""The real adapters and the real transport read what the simulated engines send.
+"""The real adapters, the real transport and the simulated engines: refusals, cancels, health, load, counts.
 
-Two descriptions of one wire, written apart: where they disagree one of them is wrong.
+Two descriptions of one wire, written apart: where they disagree one of them is wrong. What answers become:
+`tests/backends/conformance`.
 """
 
 import asyncio
@@ -63,85 +64,6 @@ def ask(transport, tokenizer):
         return fold(events)
 
     return ask
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@every_setup
-async def test_an_answer_is_read_whole(ask, tokenizer, kind, options, model, server, stream):
-    """Text, reason and counts; the text that every other dialect gives to the same ids."""
-    async with serve("trtllm", "h200", speed=50, tokenizer=tokenizer) as reference:
-        expected = (await ask(reference, stream=False)).choices[0].text
-    async with serve(kind, "h200", speed=50, tokenizer=tokenizer, **server) as engine:
-        result = await ask(engine, stream=stream, model=model, options=options)
-    assert (result.complete, result.error) == (True, None)
-    assert result.choices[0].text == expected
-    # Triton's frontend calls every end `stop`.
-    assert result.choices[0].finish_reason == ("stop" if kind == "triton-openai" else "length")
-    prompt = len(tokenizer.encode(tokenizer.render(MESSAGES), add_special_tokens=False))
-    if result.usage is not None:  # some engines tell nothing, or only half
-        assert result.usage["prompt_tokens"] in (None, prompt)
-        assert result.usage["completion_tokens"] in (None, 30)
-    if kind not in ("triton", "triton-openai", "tgi") or (kind == "tgi" and stream):
-        assert result.usage is not None
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@every_setup
-async def test_an_answer_that_ends_by_itself(ask, tokenizer, kind, options, model, server, stream):
-    async with serve(kind, "h200", speed=50, tokenizer=tokenizer, **server) as engine:
-        result = await ask(engine, stream=stream, tokens=1000, model=model, options=options)
-    assert (result.complete, result.choices[0].finish_reason) == (True, "stop")
-    assert "<|eot_id|>" not in result.choices[0].text
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@every_setup
-async def test_a_stop_string_never_reaches_the_client(ask, tokenizer, kind, options, model, server, stream):
-    """Whether the engine cuts it or leaves it to us."""
-    async with serve(kind, "h200", speed=50, tokenizer=tokenizer, **server) as engine:
-        full = (await ask(engine, stream=stream, model=model, options=options)).choices[0].text
-        stop = full[30:36]
-        result = await ask(engine, stream=stream, model=model, options=options, stop=(stop,))
-    assert result.choices[0].text == full[: full.index(stop)]
-    assert (result.complete, result.choices[0].finish_reason) == (True, "stop")
-
-
-async def test_cumulative_triton_text_with_pieces_of_characters(ask, tokenizer):
-    async with serve(
-        "triton", "h200", speed=50, tokenizer=tokenizer, text_mode="cumulative", fragments=0.4
-    ) as engine:
-        whole = await ask(engine, stream=False, tokens=61, model="tensorrt_llm_bls")
-        options = {"text_mode": "cumulative"}
-        result = await ask(engine, stream=True, tokens=61, model="tensorrt_llm_bls", options=options)
-    assert result.choices[0].text.rstrip("\ufffd") == whole.choices[0].text.rstrip("\ufffd")
-    assert result.complete
-
-
-@pytest.mark.parametrize("kind", ["trtllm", "openai", "vllm", "sglang", "llamacpp", "tgi"])
-async def test_pieces_of_characters_in_streams(ask, tokenizer, kind):
-    async with serve(kind, "h200", speed=50, tokenizer=tokenizer, fragments=0.4) as engine:
-        result = await ask(engine, stream=True, tokens=61)
-        whole = await ask(engine, stream=False, tokens=61)
-    assert result.choices[0].text == whole.choices[0].text
-    assert "\ufffd" not in result.choices[0].text
-
-
-@pytest.mark.parametrize("fault", ["die_after", "fin_after", "error_after"])
-@pytest.mark.parametrize("events", [0, 3])
-@pytest.mark.parametrize("stream", [False, True])
-@every_setup
-async def test_no_fault_looks_like_a_good_end(
-    ask, tokenizer, kind, options, model, server, stream, events, fault
-):
-    """What broke is an engine error; what came before it was handed out."""
-    faults = [f"{fault}={events}*1"]
-    async with serve(kind, "h200", speed=50, tokenizer=tokenizer, faults=faults, **server) as engine:
-        result = await ask(engine, stream=stream, model=model, options=options)
-        assert engine.statistics().faults[0]["fired"] == 1
-    assert not result.complete
-    assert result.error.kind is ErrorKind.ENGINE
-    assert bool(result.choices) == (stream and events > 0)
-    assert result.error.retryable == (not result.choices)
 
 
 TOLD = [

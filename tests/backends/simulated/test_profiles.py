@@ -1,6 +1,7 @@
 """Profiles in files, and the ones that ship."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,13 @@ def test_round_trip(tmp_path, name):
     path = write(tmp_path, document_of(PROFILES[name], {"rms": 0.02}))
     assert profile_from_file(path) == PROFILES[name]
     assert profile_of(str(path)) == profile_of(name) == PROFILES[name]
+
+
+def test_a_cost_of_sequences_is_written_where_there_is_one(tmp_path):
+    """So that files of engines without it stay readable to those that know no such constant."""
+    assert "sequence_s" not in document_of(PROFILES["h200"])
+    slow = replace(PROFILES["h200"], sequence_s=3e-4)
+    assert profile_from_file(write(tmp_path, document_of(slow))) == slow
 
 
 def test_the_card_s_constants():

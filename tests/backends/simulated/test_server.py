@@ -374,13 +374,19 @@ async def test_comments_fill_the_silence(start):
 
 
 async def test_triton_notices_when_it_writes(start):
-    """A stream at its next event; an answer that is not streamed is made to its end for nobody."""
-    async with start("triton", speed=5, notice="realistic", **LONG) as engine:
+    """A stream at its next event; an answer that is not streamed is made to its end for nobody. So are both
+    where its models do not look, as TensorRT-LLM's."""
+    async with start("triton", speed=5, notice="realistic", attentive=True, **LONG) as engine:
         await leave(engine, "triton", stream=True)
         await until(lambda: engine.statistics().engine.cancelled == 1)
         assert engine.statistics().closes[0].noticed_at is not None
-    async with start("triton", speed=5, notice="realistic", **LONG) as engine:
-        close = await leave(engine, "triton", stream=False, tokens=20)
+    for stream, attentive in ((False, True), (False, False), (True, False)):
+        await check_made_to_its_end(start, stream, attentive)
+
+
+async def check_made_to_its_end(start, stream, attentive):
+    async with start("triton", speed=5, notice="realistic", attentive=attentive, **LONG) as engine:
+        close = await leave(engine, "triton", stream=stream, tokens=20)
         assert close.noticed_at is None
         await until(lambda: engine.statistics().running == 0)
         assert (engine.statistics().engine.cancelled, engine.statistics().engine.finished) == (0, 1)
@@ -391,6 +397,21 @@ async def test_tgi_notices_at_its_next_token(start):
         await leave(engine, "tgi", stream=False)
         await until(lambda: engine.statistics().engine.cancelled == 1)
         assert engine.statistics().closes[0].noticed_at is not None
+
+
+async def test_llamacpp_wants_a_quiet_second(start):
+    """A whole answer goes on for nobody as long as somebody else's stream has tokens; a stream does not."""
+    async with start("llamacpp", speed=5, notice="realistic", **LONG) as engine:
+        await leave(engine, "llamacpp", stream=True)
+        await until(lambda: engine.statistics().engine.cancelled == 1)
+        async with raw_connection(engine.url, *request("llamacpp", stream=True, tokens=2000)):
+            await until(lambda: engine.statistics().running == 1)
+            await leave(engine, "llamacpp", stream=False, tokens=600)
+            await until(lambda: engine.statistics().engine.finished == 1)
+            assert engine.statistics().engine.cancelled == 1
+        await until(lambda: engine.statistics().engine.cancelled == 2)  # the stream itself
+        await leave(engine, "llamacpp", stream=False)
+        await until(lambda: engine.statistics().engine.cancelled == 3)
 
 
 # ------------------------------------------------------------------------------------- control routes

@@ -109,11 +109,11 @@ MISSING = (
         ({"temperature": None}, 500, UNPARSED + "non-number as double"),
         ({"stream": 1}, 500, UNPARSED + "non-boolean as boolean"),
         ({"seed": -1}, 500, UNPARSED + "non-unsigned-integer as unsigned-integer"),
-        ({"text_input": 5}, 500, UNPARSED + "non-string as string"),
+        ({"text_input": 5}, 500, "Unable to parse JSON bytes array: attempt to access JSON non-string"),
         ({"user": None}, 400, "parameter 'user' " + INVALID),
         ({"no_such_list": ["x"]}, 400, "parameter 'no_such_list' " + INVALID),
         ({"text_input": "water " * 600}, 400, "exceeds maximum input length (500)"),
-        ({"id": 5}, 500, "non-string as string"),
+        ({"id": 5}, 500, "Unable to parse 'id': attempt to access JSON non-string as string"),
     ],
 )  # fmt: skip
 async def test_typed_tensors(engine, route, change, status, message):

@@ -78,6 +78,29 @@ async def test_reasoning_has_a_field_of_its_own(tokenizer, kind, key):
     assert "".join(delta.get("content") or "" for delta in deltas) == message["content"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (PATH, BODY),
+        ("/v1/messages", {**BODY, "max_tokens": 4}),
+        ("/v1/responses", {"model": BODY["model"], "input": "Hello"}),
+        ("/v1/embeddings", {"model": BODY["model"], "input": "Hello"}),
+        ("/v1/rerank", {"model": BODY["model"], "query": "a", "documents": ["b"]}),
+        ("/score", {"model": BODY["model"], "text_1": "a", "text_2": "b"}),
+    ],
+)
+async def test_what_is_asked_of_a_sleeping_engine_kills_it(tokenizer, path, body):
+    """By whichever route: the answer is a 500, and so is its health from then on."""
+    async with serve("vllm", "h200", tokenizer=tokenizer, asleep=True) as engine:
+        answer = await post(engine.url, path, body)
+        assert answer.status == 500
+        assert "EngineCore" in answer.json["error"]["message"]
+        assert (answer.json.get("type") == "error") is (path == "/v1/messages")
+        await post(engine.url, "/wake_up", {})
+        assert (await post(engine.url, path, body)).status == 500, "waking does not bring it back"
+        assert engine.statistics().engine.output_tokens == 0
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_aborted_requests_end_for_that_reason(tokenizer, stream):
     async with serve("vllm", "h200", speed=1, tokenizer=tokenizer, mean_tokens=5000, spread=0) as engine:

@@ -16,16 +16,24 @@ class Books:
 
     def __init__(self) -> None:
         self.tokens = 0
+        self.ends: list[str] = []
 
     def progress(self, tokens: int) -> None:
         self.tokens += tokens
+
+    def cancel(self) -> None:
+        """As a generation."""
+
+    def release(self) -> None:
+        """As a slot."""
 
 
 def an_answer_and_books(sent: int | None = 4096) -> tuple[Answer, Books]:
     books = Books()
     target = Target(None, None, "m", None, None)  # type: ignore[arg-type]  # not looked at
     prompt = PromptCount(tokens=10, exact=True, source="test", longest=10)
-    return Answer(a_call(), target, books, books, sent, prompt), books  # type: ignore[arg-type]
+    answer = Answer(a_call(), target, books, books, sent, prompt, books.ends.append)  # type: ignore[arg-type]
+    return answer, books
 
 
 def test_an_event_of_one_token_is_one_token():
@@ -50,6 +58,32 @@ def test_the_engines_own_figure_wins_at_the_end():
     answer, _ = an_answer_and_books()
     answer.note([Delta(text="water " * 400, tokens=1), Usage(prompt_tokens=10, completion_tokens=401)])
     assert answer.completion_tokens == 401
+
+
+@pytest.mark.parametrize(
+    ("events", "lost_by", "outcome"),
+    [
+        ([Delta(text="x"), Done()], "client", "ok"),
+        ([Delta(text="x")], "client", "abandoned"),
+        ([Delta(text="x")], "failed", "error"),
+        ([Delta(text="x")], "timeout", "error"),
+    ],
+)
+def test_how_it_ended_is_told_once(events, lost_by, outcome):
+    """A client that left is no fault of the engine, and no success either."""
+    answer, books = an_answer_and_books()
+    with answer:
+        answer.note(events)
+        answer.lost_by = lost_by
+    answer.release()
+    assert books.ends == [outcome]
+
+
+def test_a_limit_that_cuts_an_answer_ends_it_well():
+    answer, books = an_answer_and_books()
+    with answer:
+        answer.cut("stop-after")
+    assert books.ends == ["ok"]
 
 
 def test_text_without_end_is_no_answer():

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from gateway.api.reading import read_call
+from backends.mapping import NEVER
+from gateway.api.doors import NOT_FOR_CLIENTS
+from gateway.api.reading import TEMPLATE_FIELDS, read_call
 from gateway.call import Call, Dialect
 from gateway.config.snapshot import MediaTokens
 from gateway.errors import BadRequest, UnsupportedByEngine
@@ -256,3 +258,41 @@ def test_defaults_of_the_model_are_not_for_them():
     )
     assert call.asked_max_tokens is None
     assert json.dumps(dict(call.request.parameters)) == "{}"
+
+
+BODIES: dict[Dialect, dict[str, Any]] = {
+    "embeddings": {"input": "x"},
+    "responses": {"input": "x"},
+    "messages": {"messages": [{"role": "user", "content": "x"}]},
+    "rerank": {"query": "x", "documents": ["y"]},
+    "score": {"text_1": "x", "text_2": "y"},
+}
+
+
+@pytest.mark.parametrize("dialect", BODIES)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("n_predict", -1), ("lora_path", "/etc"), ("lora", [{"id": 1}]), ("input_ids", [1]), ("rid", "r"),
+     ("n", 8), ("bootstrap_host", "10.0.0.1"), ("kv_transfer_params", {}), ("custom_logit_processor", "x")],
+)  # fmt: skip
+def test_what_reaches_past_the_gateway_is_refused(dialect: Dialect, field: str, value: Any):
+    """llama.cpp's `n_predict` would lift the bound that the gateway put into the body."""
+    error = refused(dialect, **BODIES[dialect], **{field: value})
+    assert error.param == field
+    assert read(dialect, **BODIES[dialect], **{field: None}).dialect == dialect
+
+
+def test_one_answer_is_what_there_is():
+    assert read("responses", **BODIES["responses"], n=1).request.n == 1
+
+
+def test_what_no_chat_may_ask_no_other_door_may():
+    """Else a client would go round by the door that looks at less."""
+    assert NEVER.keys() <= NOT_FOR_CLIENTS.keys() | TEMPLATE_FIELDS
+
+
+def test_a_clients_salt_keeps_its_prompts_apart_at_all_doors():
+    call = read("messages", **BODIES["messages"], cache_salt="mine")
+    assert call.request.parameters["cache_salt"] == "mine"
+    for dialect, body in BODIES.items():
+        assert refused(dialect, **body, cache_salt=["mine"]).param == "cache_salt"

@@ -5,10 +5,12 @@ from typing import Any
 
 from backends.contract import Delta, Done
 from gateway.api.errors import anthropic_error
-from gateway.api.passing import PassingDocument, PassingStream, named_event, stream_failure
+from gateway.api.folding import Frame, named_event
+from gateway.api.passing import PassingDocument, PassingStream, UnstreamedDocument, stream_failure
 from gateway.errors import BadRequest, BudgetExceeded, EngineFailed, NotAdmin, Unavailable
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+FRAME = Frame("id-1", 5, "public")
 CUT = [Delta(finish_reason="length"), Done()]
 
 
@@ -17,7 +19,7 @@ def data(stream: bytes) -> list[dict[str, Any]]:
 
 
 def stream(dialect: Any) -> PassingStream:
-    return PassingStream(dialect, "id-1", 5, "public")
+    return PassingStream(dialect, FRAME)
 
 
 def test_bytes_of_all_events_leave_in_order():
@@ -31,17 +33,21 @@ def test_a_cut_message_ends_with_its_open_block():
     passing = stream("messages")
     piece = named_event({"type": "content_block_delta", "index": 2, "delta": {"text": "x"}})
     assert passing.deltas([Delta(text="x", raw=piece)]) == piece
+    passing.deltas([Delta(raw=named_event({"type": "ping"}))])
     assert passing.deltas(CUT) == b""
     stop, delta, end = data(passing.usage(USAGE))
     assert stop == {"type": "content_block_stop", "index": 2}
     assert delta["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
-    assert delta["usage"] == {"output_tokens": 2}
+    assert delta["usage"] == {"input_tokens": 7, "output_tokens": 2}
     assert end == {"type": "message_stop"}
 
 
 def test_a_block_that_is_closed_is_not_closed_again():
     passing = stream("messages")
-    passing.deltas([Delta(raw=named_event({"type": "content_block_stop", "index": 0})), *CUT])
+    start = named_event({"type": "message_start", "message": {"id": "m"}})
+    block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    stop = named_event({"type": "content_block_stop", "index": 0})
+    passing.deltas([Delta(raw=start + named_event(block) + stop), *CUT])
     assert [event["type"] for event in data(passing.usage(USAGE))] == ["message_delta", "message_stop"]
 
 
@@ -70,13 +76,17 @@ def test_a_cut_response_holds_what_there_is():
         for n in (1, 2)
     ]
     passing.deltas([Delta(text="ab", raw=created + pieces[0]), Delta(text="ab", raw=pieces[1]), *CUT])
-    (ended,) = data(passing.usage({**USAGE, "prompt_tokens_details": {"cached_tokens": 4}}))
-    assert (ended["type"], ended["sequence_number"]) == ("response.incomplete", 3)
+    *closing, ended = data(passing.usage({**USAGE, "prompt_tokens_details": {"cached_tokens": 4}}))
+    assert [event["type"].removeprefix("response.") for event in closing] == [
+        "output_text.done", "content_part.done", "output_item.done",
+    ]  # fmt: skip
+    assert [event["sequence_number"] for event in closing] == [3, 4, 5]
+    assert (ended["type"], ended["sequence_number"]) == ("response.incomplete", 6)
     response = ended["response"]
     assert (response["id"], response["odd"], response["status"]) == ("r", 1, "incomplete")
     assert response["output"][0]["id"] == "i"
     assert response["output"][0]["content"][0]["text"] == "abab"
-    assert response["usage"]["input_tokens_details"] == {"cached_tokens": 4}
+    assert response["usage"]["input_tokens_details"] == {"cached_tokens": 4, "cache_write_tokens": 0}
     assert response["usage"]["total_tokens"] == 9
 
 
@@ -93,6 +103,19 @@ def test_a_document_is_what_the_engine_wrote():
     document = PassingDocument()
     document.add([Delta(raw=b'{"a": 1.0}'), Done()])
     assert document.body(USAGE) == b'{"a": 1.0}'
+
+
+def test_a_document_that_was_asked_for_as_a_stream():
+    """What its engine ended is what the engine said; what was cut says so."""
+    response = {"id": "r", "status": "completed", "output": [], "odd": 1.5}
+    ended = named_event({"type": "response.completed", "sequence_number": 1, "response": response})
+    document = UnstreamedDocument("responses", FRAME)
+    document.add([Delta(text="x", raw=b'data: {"type": "response.output_text.delta", "delta": "x"}\n\n')])
+    document.add([Done(raw=ended)])
+    assert json.loads(document.body(USAGE)) == response
+    cut = UnstreamedDocument("messages", FRAME)
+    cut.add(CUT)
+    assert json.loads(cut.body(USAGE))["stop_reason"] == "max_tokens"
 
 
 def test_failures_are_events_of_the_dialect():
@@ -116,6 +139,8 @@ def test_anthropics_types():
         )
     }  # fmt: skip
     assert types == {"invalid_request_error", "permission_error", "overloaded_error", "rate_limit_error"}
+    named = anthropic_error(BadRequest("x", param="messages[0].role"))["error"]
+    assert named["details"] == {"error_code": None, "param": "messages[0].role"}
     assert anthropic_error(BadRequest("x"), "id-1") == {
         "type": "error",
         "error": {"type": "invalid_request_error", "message": "x"},

@@ -509,3 +509,47 @@ def test_arbitrary_bodies_never_raise_anything_else(body, messages, dialect, kno
     adapter = SNAPSHOT.pools["pool"].adapter
     if adapter.unsupported(call.request) is None:
         json.loads(adapter.encode(call.request).body)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (rb'{"a": "\ud83d"}', r"\ud83d at byte 7 is half of a surrogate pair"),
+        (rb'{"a": "\uD83D and more of it"}', r"\uD83D at byte 7"),
+        (rb'{"a": "\udc00\ud83d"}', r"\udc00 at byte 7"),
+        (rb'{"a": "\\\\\ud800"}', r"\ud800 at byte 11"),
+        (rb'{"a": "\ud83d\ude00 \ud83d\u0041"}', r"\ud83d at byte 20"),
+    ],
+)
+def test_half_a_character_is_called_so(body: bytes, told: str):
+    """A JSON decoder says that such a body is truncated, which sends its author looking elsewhere."""
+    with pytest.raises(BadRequest) as refused:
+        decode_body(body)
+    assert told in refused.value.message
+    assert "truncated" not in refused.value.message
+
+
+@pytest.mark.parametrize("body", [rb'{"a": "\ud83d\ude00", "b": "x', rb'{"a": "\\ud83d", ]', b'{"a": "\\'])
+def test_what_is_wrong_otherwise_is_told_otherwise(body: bytes):
+    with pytest.raises(BadRequest) as refused:
+        decode_body(body)
+    assert "surrogate" not in refused.value.message
+
+
+@given(
+    st.text(st.sampled_from(["a", "é", "\\", '"', "😀", "\n"]), max_size=8),
+    st.sampled_from(["\ud800", "\udfff"]),
+)
+def test_half_a_character_is_found_wherever_it_stands(text: str, half: str):
+    """Behind any text, its escapes among them."""
+    body = b'{"a": %b, "b": %b' % (json.dumps(text).encode(), json.dumps(half).encode())
+    with pytest.raises(BadRequest, match=f"at byte {body.rindex(json.dumps(half)[1:-1].encode())} is half"):
+        decode_body(body + b"}")
+
+
+def test_looking_for_half_a_character_takes_no_time():
+    for body in (b'{"a": "' + rb"\n" * 2_000_000, b'{"a": "' + rb"\ud83d\ude00" * 300_000, b"\\" * 4_000_000):
+        begun = time.perf_counter()
+        with pytest.raises(BadRequest):
+            decode_body(body)
+        assert time.perf_counter() - begun < 2

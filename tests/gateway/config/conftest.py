@@ -8,7 +8,7 @@ import pytest
 
 from backends.contract import HttpRequest, OptionError
 from backends.doors import NO_DOORS, NativeDoors
-from backends.openai_dialect import classify
+from backends.openai_errors import OPENAI
 from gateway.config.loading import ConfigInvalid, load_with_warnings
 from gateway.config.problems import Problem
 from gateway.config.snapshot import Snapshot
@@ -26,11 +26,14 @@ class TinyAdapter:
 
     def __init__(self, kind: str, relay: str, canonical: bool, options: Mapping[str, Any]) -> None:
         self.kind = kind
-        self.doors = NO_DOORS if relay == "translated" else NativeDoors(("embeddings",), classify)
+        self.doors = NO_DOORS if relay == "translated" else NativeDoors(("embeddings",), OPENAI)
         self.relay = relay
         self.canonical = canonical
         self.options = dict(options)
         self.sleep = object() if kind in ("triton", "vllm") else None  # whether there is one is looked at
+
+    def unsupported(self, request: Any) -> None:
+        """It takes everything."""
 
     def tokenize_request(self, model: str, *, text: str | None = None, messages: Any = None) -> Any:
         """tgi counts texts and chats, trtllm texts, the others nothing."""

@@ -20,15 +20,17 @@ def written(tmp_path, profile, **changes):
 
 
 @pytest.mark.parametrize("name", ["h200", "h100-slow-host"])
-@pytest.mark.parametrize("speed", [1.0, 0.5])
-def test_the_step_model_begins_where_the_profile_is(tmp_path, name, speed):
+@pytest.mark.parametrize(("speed", "sequence_s"), [(1.0, 0.0), (0.5, 0.0), (1.0, 250e-6), (0.5, 100e-6)])
+def test_the_step_model_begins_where_the_profile_is(tmp_path, name, speed, sequence_s):
     """Prefill and steps of the model are those of the profile, for a replica that nobody has asked yet."""
-    profile = replace(PROFILES[name], speed=speed)
+    profile = replace(PROFILES[name], speed=speed, sequence_s=sequence_s)
     model = StepModel(read_pace(written(tmp_path, profile)))
     for tokens in (100, 4096, 32_000):
         assert model.prefill(tokens) == pytest.approx(prefill_seconds(profile, tokens))
     for sequences, cached in ((1, 100), (64, 60_000), (170, 300_000)):
-        assert model.step(sequences, cached) == pytest.approx(profile.step_time(sequences, 0.0, cached))
+        assert model.step(sequences, cached) == pytest.approx(
+            profile.step_time(sequences, 0.0, cached, sequences)
+        )
 
 
 def test_answers_still_teach(tmp_path):

@@ -23,8 +23,10 @@ def seen(
     metrics: int | None = 200,
     ready: bool = True,
     decoupled: bool | None = None,
+    tools: bool | None = None,
 ) -> Seen:
-    report = ReplicaReport("pool", "r1", ready, "why", Metadata(limits=limits, decoupled=decoupled))
+    told = Metadata(limits=limits, decoupled=decoupled, template_takes_tools=tools)
+    report = ReplicaReport("pool", "r1", ready, "why", told)
     return Seen((report,), comparisons, (Streaming("pool", "llama", streaming, "why"),), metrics)
 
 
@@ -131,3 +133,17 @@ def test_streaming_metrics_and_health() -> None:
     assert {finding.verdict for finding in check("health", snapshot)} == {"cannot tell"}
     cold = a_snapshot(pools=[a_pool(state="cold")])
     assert verdict("health", cold, seen(ready=False)) == "cannot tell"
+
+
+def test_a_template_without_tools_is_told_of() -> None:
+    """It fails where tools are wanted: because somebody said so, or by the model's own defaults."""
+    snapshot = a_snapshot()
+    assert check("tools", snapshot) == check("tools", snapshot, seen()) == []
+    assert verdict("tools", snapshot, seen(tools=True)) == "pass"
+    (unsure,) = check("tools", snapshot, seen(tools=False))
+    assert unsure.verdict == "cannot tell"
+    assert "--tools" in unsure.what
+    wanted = examine(snapshot, [EXACT], seen(tools=False), frozenset(), wants_tools=True)
+    assert [each.verdict for each in wanted if each.check == "tools"] == ["fail"]
+    calling = a_snapshot(models=[a_model(defaults={"tool_choice": "auto"})])
+    assert verdict("tools", calling, seen(tools=False)) == "fail"

@@ -1,11 +1,12 @@
 """The fit gives back the constants of the engine that was measured, and says which it could not tell."""
 
+import dataclasses
 import random
 
 import pytest
 
 from backends.simulated.engine import PROFILES, Engine, EngineProfile
-from gateway.planning.fitting import Fit, Sample, fit
+from gateway.planning.fitting import WITHOUT, Fit, Sample, _fit, fit
 
 H200 = PROFILES["h200"]
 PROMPTS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 12_000)
@@ -130,3 +131,33 @@ def test_fit_predicts():
 def test_too_little_is_refused(samples):
     with pytest.raises(ValueError, match=r"samples|no time"):
         fit(samples)
+
+
+ONE_BY_ONE = dataclasses.replace(H200, name="one-by-one", sequence_s=300e-6)
+"""Each decoding sequence costs 0.3 ms a step, as in llama.cpp on an H200."""
+
+
+def test_a_cost_of_sequences_is_found():
+    """Exactly where the times are exact; the other constants are what they were."""
+    found = fit(samples_of(ONE_BY_ONE))
+    assert found.s.value == pytest.approx(300e-6, rel=1e-6)
+    assert found.residuals["all"].most < 1e-8
+    assert abs(found.base.value / (H200.step_s + H200.host_s) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_it_the_form_does_not_fit(seed):
+    """From a fifth or so down to the noise."""
+    samples = samples_of(ONE_BY_ONE, 0.02, seed)
+    plain = _fit(samples, 172, 8192, WITHOUT).residuals["decode"].rms
+    found = fit(samples)
+    assert found.s.identified
+    assert plain > 0.15
+    assert found.residuals["decode"].rms < 0.03
+
+
+@pytest.mark.parametrize("name", [name for name in PROFILES if name != "demo"])
+def test_an_engine_without_it_is_given_none(name):
+    """Noise alone does not make a constant of it."""
+    for seed in range(10):
+        assert fit(samples_of(PROFILES[name], 0.02, seed)).s.value == 0

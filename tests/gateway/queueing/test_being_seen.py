@@ -1,6 +1,7 @@
 """What a pool's line tells: who waits in which lane, how long, and what was asked of the pool."""
 
 import asyncio
+import random
 
 import pytest
 
@@ -114,3 +115,70 @@ def test_a_promise_is_the_budget_of_its_class():
         pool.scheduler.dispatch()
         assert [client for client in (standard, inter, own) if client.refusal is not None] == refused
     assert Policy().time_to_first(INTERACTIVE, long=False, bare=0) == 10.0
+
+
+class Watch:
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.places: list[tuple[str, str, int]] = []
+        self.waits: list[tuple[str, str, float, float]] = []
+
+    def note_standing(self, pool: str, priority: str, position: int) -> None:
+        self.places.append((pool, priority, position))
+
+    def note_foretold(self, pool: str, priority: str, expected: float, waited: float) -> None:
+        self.waits.append((pool, priority, expected, waited))
+
+
+async def test_places_and_waits_of_those_who_stand_in_line_are_told():
+    """Not of those who are served at once, and no wait of those who leave; what was expected when they came
+    beside what it took."""
+    clock, watch = Clock(100.0), Watch()
+    queue = a_queue(a_pool(in_flight=1), clock, watch=watch)
+    held = await queue.acquire(10, 10, wait=0)
+    assert watch.places == []
+    async with asyncio.TaskGroup() as group:
+        one = group.create_task(queue.acquire(100, 100, wait=50, priority=INTERACTIVE))
+        await asyncio.sleep(0)
+        clock.tick(1.0)
+        two = group.create_task(queue.acquire(100, 100, wait=50, priority=STANDARD))
+        await asyncio.sleep(0)
+        gone = group.create_task(queue.acquire(100, 100, wait=50, priority=BATCH))
+        await asyncio.sleep(0)
+        assert watch.places == [("pool", "interactive", 1), ("pool", "standard", 2), ("pool", "batch", 3)]
+        gone.cancel()
+        clock.tick(2.0)
+        held.release()
+        (await one).release()
+        (await two).release()
+    assert [(pool, priority, waited) for pool, priority, _, waited in watch.waits] == [
+        ("pool", "interactive", 3.0),
+        ("pool", "standard", 2.0),
+    ]
+    assert 0 == watch.waits[0][2] < watch.waits[1][2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_glance_agrees_with_a_walk_through_the_line(seed):
+    """To half a second of key: never fewer than stand before it, and never anybody of a later half second."""
+    pool = Pool("a", in_flight=1)
+    rng = random.Random(seed)
+    pool.ask(10)
+    for _ in range(200):
+        pool.clock.tick(rng.expovariate(20))
+        pool.ask(rng.randrange(10, 20_000), priority=rng.choice([INTERACTIVE, STANDARD, BATCH]))
+    scheduler = pool.scheduler
+    standings = scheduler.standings()
+    for standing in standings:
+        place, wait = scheduler.foreseen(standing.item)
+        half = int(standing.item.key / 0.5)
+        assert standing.position <= place
+        assert place == sum(int(other.item.key / 0.5) <= half for other in standings)
+        assert wait <= standing.expected_wait + 1e-9
+    while scheduler.waiting:
+        pool.clock.tick(0.1)
+        for client in pool.clients:
+            if client.slot is not None and client.slot._on_release:
+                client.slot.release()
+    assert not any(scheduler._backlog._counts)

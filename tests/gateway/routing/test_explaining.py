@@ -29,6 +29,7 @@ def test_the_whole_explanation():
         "asked_model": "llama",
         "tenant": "acme",
         "class": "standard",
+        "session": None,
         "stream": False,
         "prompt": {"tokens": 10, "exact": True, "source": "test", "tier": "exact", "why": ""},
         "max_tokens": {"asked": 20, "bound": 20, "by": "asked", "clamped": False},

@@ -430,17 +430,30 @@ def test_who_may_lend_to_whom():
     assert not any(found.values())
 
 
-def test_adapters_are_not_reached_by_bodies_that_are_passed_on():
-    """Such a body names one model, the base: it would answer without the adapter, and nobody would know."""
+@pytest.mark.parametrize(
+    ("engine", "reached"),
+    [
+        ("vllm", {"messages", "responses"}),
+        ("sglang", {"messages"}),
+        ("llamacpp", {"responses"}),
+        ("trtllm", set()),
+    ],
+)
+@pytest.mark.parametrize("door", ["messages", "responses"])
+def test_adapters_are_reached_where_the_engine_has_a_form_for_it(engine, reached, door):
+    """Else the body would name the base model: it would answer without the adapter, and nobody would know."""
     pool = {
-        "engine": "vllm",
-        "loras": {"llama": Lora(name="french")},
-        "doors": frozenset({"chat", "responses"}),
+        "engine": engine,
+        "loras": {"llama": Lora(name="french", id=0)},
+        "doors": frozenset({"chat", "responses", "messages"}),
     }
     call = a_call()
     assert target(call, **pool).usable
-    native = NativeRequest(door="responses", body=b"{}")
+    native = NativeRequest(door=door, body=b"{}")
     request = msgspec.structs.replace(call.request, native=native, messages=None)
-    refusal = target(msgspec.structs.replace(call, dialect="responses", request=request), **pool).refusal
-    assert isinstance(refusal, UnsupportedByEngine)
-    assert refusal.param == "model"
+    refusal = target(msgspec.structs.replace(call, dialect=door, request=request), **pool).refusal
+    if door in reached:
+        assert refusal is None
+    else:
+        assert isinstance(refusal, UnsupportedByEngine)
+        assert refusal.param == "model"

@@ -236,3 +236,15 @@ def test_children_are_those_of_prometheus():
         metrics.registry.get_sample_value("headgate_attempts_total", {"pool": "pool", "outcome": "ok"}) == 2
     )
     assert len(children) == 1
+
+
+def test_places_in_line_and_how_well_waits_were_foretold():
+    metrics = Metrics()
+    metrics.note_standing("short", "batch", 40)
+    metrics.note_foretold("short", "batch", 3.0, 1.5)
+    where = {"pool": "short", "class": "batch"}
+    assert value(metrics, "headgate_queue_position_bucket", **where, le="20.0") == 0
+    assert value(metrics, "headgate_queue_position_bucket", **where, le="50.0") == 1
+    assert value(metrics, "headgate_queue_wait_error_seconds_bucket", **where, le="-2.0") == 0
+    assert value(metrics, "headgate_queue_wait_error_seconds_bucket", **where, le="-1.0") == 1
+    assert value(metrics, "headgate_queue_wait_error_seconds_count", **where) == 1

@@ -210,14 +210,17 @@ async def test_the_count_is_of_what_the_engine_sees(counting, models, bpe, famil
 
 
 async def test_what_cannot_be_rendered_is_refused(counting, models):
-    """An image, and the continuation of a message."""
+    """An image."""
     with pytest.raises(UnsupportedByEngine):
         await counting.prepare(
             models["chatml"], chat([{"type": "image_url", "image_url": {}}]), adds_bos=True
         )
-    with pytest.raises(UnsupportedByEngine) as refused:
-        await counting.prepare(models["chatml"], chat("x", continue_final_message=True), adds_bos=True)
-    assert refused.value.param == "continue_final_message"
+
+
+async def test_the_last_message_is_continued(counting, models):
+    """Neither its turn ends nor another begins."""
+    prepared = await counting.prepare(models["chatml"], chat("x", continue_final_message=True), adds_bos=True)
+    assert prepared.rendered.endswith("user\nx")
 
 
 async def test_no_thread_for_rendering_is_a_503(tokenizer_dirs):

@@ -1,0 +1,266 @@
+"""Native streams as documents: whole, and cut after any of their events."""
+
+import json
+from typing import Any
+
+import pytest
+from anthropic.lib.streaming._messages import accumulate_event
+from anthropic.types import Message, RawMessageStreamEvent
+from hypothesis import given
+from hypothesis import strategies as st
+from openai import omit
+from openai._models import construct_type_unchecked
+from openai.lib.streaming.responses._responses import ResponseStreamState
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from gateway.api.folding import Frame, MessageFold, ResponseFold, fold_of, named_event
+
+FRAME = Frame("id-1", 5, "public")
+SPOKEN: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
+USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+
+
+def data(stream: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in stream.split(b"\n") if line.startswith(b"data: ")]
+
+
+def block(index: int, begun: dict[str, Any], *deltas: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"type": "content_block_start", "index": index, "content_block": begun},
+        *({"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas),
+        {"type": "content_block_stop", "index": index},
+    ]
+
+
+CITATION = {
+    "type": "char_location", "cited_text": "c", "document_index": 0, "document_title": None,
+    "start_char_index": 0, "end_char_index": 1, "file_id": None,
+}  # fmt: skip
+MESSAGE: list[dict[str, Any]] = [
+    {
+        "type": "message_start",
+        "message": {
+            "id": "m", "type": "message", "role": "assistant", "model": "public", "content": [], "odd": [1],
+            "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 0, "output_tokens": 0},
+        },
+    },
+    *block(
+        0, {"type": "thinking", "thinking": "", "signature": ""},
+        {"type": "thinking_delta", "thinking": "hm "}, {"type": "thinking_delta", "thinking": "so"},
+        {"type": "signature_delta", "signature": "s1"},
+    ),
+    {"type": "ping"},
+    *block(
+        1, {"type": "text", "text": "", "citations": None},
+        {"type": "text_delta", "text": "Wat"}, {"type": "citations_delta", "citation": CITATION},
+        {"type": "text_delta", "text": "er 水"},
+    ),
+    *block(
+        2, {"type": "tool_use", "id": "t", "name": "open", "input": {}},
+        {"type": "input_json_delta", "partial_json": '{"gate": [1, '},
+        {"type": "input_json_delta", "partial_json": "2]}"},
+    ),
+    {
+        "type": "message_delta",
+        "delta": {"stop_reason": "tool_use", "stop_sequence": None},
+        "usage": {"input_tokens": 9, "output_tokens": 7, "cache_read_input_tokens": None},
+    },
+    {"type": "message_stop"},
+]  # fmt: skip
+
+
+def part_of(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"type": kind, **fields}
+
+
+def numbered(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**event, "sequence_number": number} for number, event in enumerate(events)]
+
+
+RESPONDED = {
+    "id": "r", "object": "response", "created_at": 1, "model": "public", "status": "in_progress",
+    "error": None, "incomplete_details": None, "output": [], "parallel_tool_calls": True,
+    "tool_choice": "auto", "tools": [], "odd": 1,
+}  # fmt: skip
+AT = {"item_id": "i1", "output_index": 1, "content_index": 0}
+THOUGHT = {"id": "i0", "type": "reasoning", "summary": []}
+SAID = {"id": "i1", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
+CALL = {
+    "id": "i2", "type": "function_call", "call_id": "c", "name": "open", "arguments": "",
+    "status": "in_progress",
+}  # fmt: skip
+EMPTY = {"type": "output_text", "text": "", "annotations": []}
+WHOLE = {
+    **RESPONDED,
+    "status": "completed",
+    "output": [
+        {**THOUGHT, "content": [part_of("reasoning_text", text="hm so")]},
+        {**SAID, "status": "completed", "content": [{**EMPTY, "text": "Water"}]},
+        {**CALL, "status": "completed", "arguments": '{"a":1}'},
+    ],
+}
+RESPONSE = numbered(
+    [
+        {"type": "response.created", "response": RESPONDED},
+        {"type": "response.in_progress", "response": RESPONDED},
+        {"type": "response.output_item.added", "output_index": 0, "item": THOUGHT},
+        {"type": "response.reasoning_text.delta", **AT, "item_id": "i0", "output_index": 0, "delta": "hm "},
+        {"type": "response.reasoning_text.delta", **AT, "item_id": "i0", "output_index": 0, "delta": "so"},
+        {"type": "response.reasoning_text.done", **AT, "item_id": "i0", "output_index": 0, "text": "hm so"},
+        {"type": "response.output_item.done", "output_index": 0, "item": WHOLE["output"][0]},
+        {"type": "response.output_item.added", "output_index": 1, "item": SAID},
+        {"type": "response.content_part.added", **AT, "part": EMPTY},
+        {"type": "response.output_text.delta", **AT, "delta": "Wat", "logprobs": []},
+        {"type": "response.output_text.delta", **AT, "delta": "er", "logprobs": []},
+        {"type": "response.output_text.done", **AT, "text": "Water", "logprobs": []},
+        {"type": "response.content_part.done", **AT, "part": {**EMPTY, "text": "Water"}},
+        {"type": "response.output_item.done", "output_index": 1, "item": WHOLE["output"][1]},
+        {"type": "response.output_item.added", "output_index": 2, "item": CALL},
+        {
+            "type": "response.function_call_arguments.delta",
+            "item_id": "i2",
+            "output_index": 2,
+            "delta": '{"a":1}',
+        },
+        {"type": "response.output_item.done", "output_index": 2, "item": WHOLE["output"][2]},
+        {"type": "response.completed", "response": WHOLE},
+    ]
+)
+
+
+def folded(dialect: Any, events: list[dict[str, Any]]) -> MessageFold | ResponseFold:
+    fold = fold_of(dialect, FRAME)
+    for event in events:
+        fold.note(named_event(event))
+    assert isinstance(fold, MessageFold | ResponseFold)
+    return fold
+
+
+# --------------------------------------------------------------------------------------------- messages
+
+
+def test_a_whole_message_is_what_its_stream_said():
+    message = json.loads(folded("messages", MESSAGE).document(USAGE, cut=False))
+    thought, said, call = message["content"]
+    assert thought == {"type": "thinking", "thinking": "hm so", "signature": "s1"}
+    assert said == {"type": "text", "text": "Water 水", "citations": [CITATION]}
+    assert call == {"type": "tool_use", "id": "t", "name": "open", "input": {"gate": [1, 2]}}
+    assert (message["stop_reason"], message["odd"]) == ("tool_use", [1])
+    assert message["usage"] == {"input_tokens": 9, "output_tokens": 7}, "the engine's own, later ones win"
+
+
+def test_a_message_that_has_said_why_it_ends_is_not_told_otherwise():
+    fold = folded("messages", MESSAGE[:-1])
+    assert data(fold.ends(USAGE)) == [{"type": "message_stop"}]
+    assert json.loads(fold.document(USAGE, cut=True))["stop_reason"] == "tool_use"
+
+
+@pytest.mark.parametrize("after", range(len(MESSAGE) - 1))
+def test_a_message_cut_after_any_event_is_one_to_the_sdk(after: int):
+    """The SDK's own state machine reads the stream and its end; the whole document says the same."""
+    seen = MESSAGE[:after]
+    fold = folded("messages", seen)
+    snapshot: Any = None
+    blocks: dict[int, bool] = {}
+    arguments: dict[int, bytes] = {}
+    for event in [*seen, *data(fold.ends(USAGE))]:
+        if event["type"] == "content_block_start":
+            blocks[event["index"]] = True
+        elif event["type"] == "content_block_stop":
+            assert blocks[event["index"]], "closed once"
+            blocks[event["index"]] = False
+        if event["type"] != "ping":
+            typed: Any = SPOKEN.validate_python(event)
+            snapshot = accumulate_event(event=typed, current_snapshot=snapshot, json_bufs=arguments)
+    assert not any(blocks.values())
+    assert (snapshot.stop_reason, snapshot.usage.output_tokens) == ("max_tokens", 4)
+    assert snapshot.usage.input_tokens == 9
+    document = Message.model_validate_json(fold.document(USAGE, cut=True))
+    assert (document.stop_reason, document.usage.output_tokens) == ("max_tokens", 4)
+    spoken = [each.model_dump() for each in snapshot.content if each.type != "tool_use"]
+    assert [each.model_dump() for each in document.content if each.type != "tool_use"] == spoken
+    calls = [each.input for each in document.content if each.type == "tool_use"]
+    assert calls == ([{"gate": [1, 2]}] if after >= len(MESSAGE) - 2 else []), "whole, or not at all"
+
+
+# -------------------------------------------------------------------------------------------- responses
+
+
+def test_a_whole_response_is_the_last_event_of_its_stream():
+    assert json.loads(folded("responses", RESPONSE).document(USAGE, cut=False)) == WHOLE
+
+
+@pytest.mark.parametrize("after", range(len(RESPONSE)))
+def test_a_response_cut_after_any_event_is_one_to_the_sdk(after: int):
+    seen = RESPONSE[:after]
+    fold = folded("responses", seen)
+    state: Any = ResponseStreamState(input_tools=[], text_format=omit)
+    events = [*seen, *data(fold.ends(USAGE))]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    open_items = {event["output_index"] for event in seen if event["type"] == "response.output_item.added"}
+    for event in events:
+        if event["type"] == "response.output_item.done":
+            open_items.discard(event["output_index"])
+        state.handle_event(construct_type_unchecked(type_=ResponseStreamEvent, value=event))
+    assert open_items <= {2}, "all are closed but a call that is not complete"
+    ended = Response.model_validate(events[-1]["response"])
+    assert (events[-1]["type"], ended.status) == ("response.incomplete", "incomplete")
+    assert ended.incomplete_details is not None
+    assert ended.incomplete_details.reason == "max_output_tokens"
+    text = "".join(event["delta"] for event in seen if event["type"] == "response.output_text.delta")
+    assert ended.output_text == text
+    calls = [item.arguments for item in ended.output if item.type == "function_call"]
+    assert calls == (['{"a":1}'] if after == len(RESPONSE) - 1 else []), "whole, or not at all"
+    assert ended.usage is not None
+    assert (ended.usage.input_tokens, ended.usage.output_tokens, ended.usage.total_tokens) == (9, 4, 13)
+    assert json.loads(fold.document(USAGE, cut=True))["output"] == events[-1]["response"]["output"]
+
+
+def test_events_without_indices_belong_to_the_item_they_name():
+    """llama.cpp's deltas name the item alone."""
+    fold = folded(
+        "responses",
+        [
+            {"type": "response.output_item.added", "item": THOUGHT},
+            {"type": "response.output_item.added", "item": SAID},
+            {"type": "response.reasoning_text.delta", "item_id": "i0", "delta": "hm"},
+            {"type": "response.output_text.delta", "item_id": "i1", "delta": "Wat"},
+            {"type": "response.output_text.delta", "delta": "er"},
+        ],
+    )
+    thought, said = json.loads(fold.document(USAGE, cut=True))["output"]
+    assert thought["content"][0]["text"] == "hm"
+    assert said["content"][0]["text"] == "Water"
+
+
+# --------------------------------------------------------------------------------------------- whatever
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+KINDS = sorted({event["type"] for event in [*MESSAGE, *RESPONSE]})
+FIELDS = ["index", "delta", "content_block", "message", "usage", "response", "item", "part", "output_index",
+          "item_id", "content_index", "sequence_number"]  # fmt: skip
+
+
+@given(
+    st.sampled_from(["messages", "responses"]),
+    st.lists(
+        st.fixed_dictionaries({"type": st.sampled_from(KINDS)}, optional=dict.fromkeys(FIELDS, JSON)),
+        max_size=8,
+    ),
+    st.binary(max_size=20),
+)
+def test_whatever_an_engine_sends_the_answer_can_be_ended(
+    dialect: Any, events: list[dict[str, Any]], odd: bytes
+):
+    """An engine's nonsense must not keep the gateway from ending its client's stream."""
+    fold = folded(dialect, events)
+    fold.note(b"data: " + odd + b"\n\n")
+    last = data(fold.ends(USAGE))[-1]
+    assert last["type"] in ("message_stop", "response.incomplete")
+    assert isinstance(json.loads(fold.document(USAGE, cut=True)), dict)
