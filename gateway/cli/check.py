@@ -14,7 +14,7 @@ from gateway.config.problems import ConfigInvalid, Problem
 from gateway.config.snapshot import Snapshot
 from gateway.planning.shares import lopsided, parts_of
 from gateway.replay.comparing import Scenario, trace_of
-from gateway.replay.dividing import divided, work_shares
+from gateway.replay.dividing import divided, passed_by, work_shares
 from gateway.replay.traces import TraceInvalid
 
 MOST_REQUESTS = 8000
@@ -37,8 +37,8 @@ def check(
 ) -> None:
     """Check a routes file: each problem with its line, the value at fault and the nearest valid name.
 
-    With a trace, also which pools have much more of the work than of the engines, or much less: what only
-    traffic can tell.
+    With a trace, also which pools have much more of the work than of the engines, or much less, and which
+    rules' first pools are too small for what clients ask: what only traffic can tell.
     """
     try:
         snapshot, warnings = load_snapshot(config, force_open=insecure)
@@ -70,8 +70,8 @@ def _divide(
     print(f"{'pool':20} {'requests':>9} {'work':>6} {'capacity':>9}")
     for part in parts_of(shares):
         print(f"{part.pool:20} {len(pools[part.pool]):9d} {part.work:6.0%} {part.capacity:9.0%}")
-    for each in lopsided(shares):
-        print(f"warning: {each}", file=sys.stderr)
+    for warning in (*lopsided(shares), *passed_by(snapshot, requests, models)):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def warn(warnings: Sequence[Problem]) -> None:

@@ -10,7 +10,9 @@ can. Within the quantum the order is that of the line.
 
 Counters alone do not keep room free: a flood fills every slot before the next tenant asks. So a tenant that
 holds more than its share of all slots, while others are active, is *over*: of each replica it may use only
-the first part (1 - headroom).
+the first part (1 - headroom). Nor do slots alone: long prompts have replicas of their own, sized by the work
+of all tenants, and it is there that a flood is felt. So while a tenant is over, a tenant that is neither over
+nor ahead is *owed*: its long prompts, up to a dose, may go anywhere (scheduler.py).
 """
 
 import heapq
@@ -58,6 +60,7 @@ class Accounts:
         self._weights = 0.0
         self._active = 0
         self._least = 0.0
+        self._over = 0
 
     def of(self, tenant: str, weight: float) -> Account:
         """The account of a tenant about to wait or run; all tenants share one where fairness is off."""
@@ -131,6 +134,10 @@ class Accounts:
         if self.fair and cost:
             self._charge(account, cost)
 
+    def owed(self, account: Account) -> bool:
+        """Whether others hold more than their share, and this tenant neither does nor is ahead."""
+        return self._over > 0 and not account.standing
+
     def judge(self, account: Account) -> None:
         """Set the standing of a tenant anew."""
         contended = self.contended
@@ -142,6 +149,7 @@ class Accounts:
         if ahead:
             heapq.heappush(self._ahead, (account.served, account.tenant, account))
         if standing != account.standing:
+            self._over += over - (account.standing & 1)
             account.standing = standing
             for flow in account.flows:
                 flow.line.note(flow)
@@ -181,6 +189,7 @@ class Accounts:
     def _deactivate(self, account: Account) -> None:
         self._active -= 1
         self._weights = self._weights - account.weight if self._active else 0.0
+        self._over -= account.standing & 1
         account.standing = 0
 
     def _forget(self) -> None:

@@ -20,7 +20,8 @@ Prompts of more than half a dose stand in a third line: small ones need not wait
 
 Fairness (fairness.py), while there is something to divide (a line of some seconds, or somebody had to be
 refused): a tenant far ahead in service goes after the others; one that holds more than its share of slots
-finds the last part of each replica closed. Neither blocks anybody else.
+finds the last part of each replica closed, and long prompts of the others, up to a dose, may go outside the
+long set. Neither blocks anybody else.
 
 Lending: a pool may lend its replicas to others (`lend_to`). One that would lie half idle, while nobody waits
 for it here, serves the first of another pool's line who may go there: by that line's order, and only up to
@@ -526,6 +527,10 @@ class PoolScheduler:
             if avoided and view not in self.replicas.eligible(line.exclude, now):
                 continue
             item = line.best(open_to_all=open_to_all)
+            if item is not None and item.long and not self._may_enter(view, item):
+                item = line.best(open_to_all=False)  # who holds less may go where the first may not
+                if item is not None and not self._may_enter(view, item):
+                    continue
             if item is not None:
                 assert item.account is not None, "it waits"
                 # A tenant that is ahead lets others go first, but long prompts keep their replicas.
@@ -534,8 +539,6 @@ class PoolScheduler:
         if len(firsts) > 1:
             firsts.sort()
         for place, (_, _, _, item) in enumerate(firsts):
-            if item.long and not self.replicas.in_set(view, item):
-                continue
             if self.replicas.kept is view and not item.long:
                 continue
             if self.replicas.reserved and ledger.in_flight >= self.replicas.slots_for(view, item):
@@ -554,6 +557,12 @@ class PoolScheduler:
             if item.long and place == 0 and self.replicas.kept is None and len(firsts) > 1:
                 self.replicas.keep_for(item, now)
         return False
+
+    def _may_enter(self, view: View, item: Item) -> bool:
+        """Whether a long prompt of the line may go there: one of a dose anywhere, if its tenant is owed."""
+        assert item.account is not None, "it waits"
+        owed = item.uncached <= view.dose and self._accounts.owed(item.account)
+        return owed or self.replicas.in_set(view, item)
 
     def _keep_no_more(self) -> None:
         view, self.replicas.kept = self.replicas.kept, None

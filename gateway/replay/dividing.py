@@ -4,17 +4,44 @@ By the real router, with output lengths learned as the trace goes by: rules see 
 Spilling and lending between pools take no part: this is what is asked of each.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gateway.config.snapshot import Pool, Slo, Snapshot
+from gateway.errors import GatewayError
 from gateway.fleet.step_model import REFERENCE, StepModel
 from gateway.planning.shares import PoolShare
 from gateway.planning.sizing import Objective
 from gateway.replay.requests import TraceRequest
-from gateway.replay.routed import router_of, with_models
+from gateway.replay.routed import router_of, way_of, with_models
 from gateway.replay.twin import Sight
+from gateway.tokens.estimating import OutputLengths
 
-__all__ = ["divided", "objective_of", "work_shares"]
+__all__ = ["PassedBy", "divided", "objective_of", "passed_by", "work_shares"]
+
+MOST_PASSED = 0.1
+"""Part of a rule's requests that may pass its first pool by without a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassedBy:
+    """A rule whose first pool has no room for the output that many of its requests ask for: however short
+    their answers will be, they go to the next pool."""
+
+    rule: str
+    pool: str
+    total: int
+    """Tokens of prompt and output that the pool takes."""
+    part: float
+    """Of the rule's requests."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.part:.0%} of the requests of rule {self.rule} pass by its first pool, {self.pool}: "
+            f"prompt and max_tokens are more than its total, {self.total}, whatever answer is expected; "
+            "raise that, if the engines can, or let the rule say `fit: clamp`"
+        )
 
 
 def divided(
@@ -37,6 +64,29 @@ def divided(
         else:
             homeless += 1
     return pools, homeless
+
+
+def passed_by(
+    snapshot: Snapshot, requests: Sequence[TraceRequest], models: dict[str, tuple[str, ...]]
+) -> list[PassedBy]:
+    """Rules of which more than `MOST_PASSED` of the requests are too much for the first pool only by the
+    output that they ask for, the worst first. Arguments as of `divided`."""
+    lengths = OutputLengths()
+    seen: Counter[str] = Counter()
+    passed: Counter[tuple[str, str, int]] = Counter()
+    for request in with_models(requests, models, snapshot):
+        try:
+            _, way = way_of(snapshot, request, lengths)
+        except GatewayError:
+            continue
+        first, rule = way.chain[0], way.rule.name
+        seen[rule] += 1
+        total = first.pool.limits.total
+        if not first.usable and first.fit.sent is not None and first.fit.clamped and total is not None:
+            passed[rule, first.pool.name, total] += 1
+        lengths.observe(request.tenant, request.model or "", request.prompt_tokens, request.output_tokens)
+    found = [PassedBy(*key, number / seen[key[0]]) for key, number in passed.items()]
+    return sorted((each for each in found if each.part > MOST_PASSED), key=lambda each: -each.part)
 
 
 def work_shares(snapshot: Snapshot, pools: dict[str, list[TraceRequest]]) -> list[PoolShare]:

@@ -41,6 +41,7 @@ __all__ = [
     "pools_of",
     "router_of",
     "tenants_of",
+    "way_of",
     "with_models",
 ]
 
@@ -111,7 +112,7 @@ def router_of(snapshot: Snapshot, variant: Variant) -> Router:
         if brownout is None:
             brownout = Brownout(_lines(snapshot, sight), sight.clock)
         try:
-            call, way = _route(snapshot, request, sight.lengths)
+            call, way = way_of(snapshot, request, sight.lengths)
         except GatewayError:
             return ()
         expected, spared, priority = way.estimate.output, None, None
@@ -205,7 +206,7 @@ def as_called(snapshot: Snapshot, request: TraceRequest) -> tuple[Call, PromptCo
     return call, prompt, bound
 
 
-def _route(snapshot: Snapshot, request: TraceRequest, lengths: OutputLengths) -> tuple[Call, Route]:
+def way_of(snapshot: Snapshot, request: TraceRequest, lengths: OutputLengths) -> tuple[Call, Route]:
     """The request as the gateway has it, and its chain. Raises GatewayError."""
     call, prompt, bound = as_called(snapshot, request)
     learned = lengths.predict(request.tenant, request.model or "", request.prompt_tokens)

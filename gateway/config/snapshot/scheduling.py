@@ -72,7 +72,7 @@ class Policy:
     """Share of a replica's cache that may be reserved."""
 
     fair: bool = True
-    fair_after: float = 5.0
+    fair_after: float = 3.0
     """Tenants are held to their shares while the line takes so many seconds to drain, or lately somebody had
     to be refused for want of time; 0: always. In a short line all get what they ask for soon, and holding
     somebody back only costs."""

@@ -1,5 +1,6 @@
 """`headgate check --trace`, `plan --config`, and what a replay says of promises: the file beside traffic."""
 
+import copy
 import json
 
 import pytest
@@ -72,6 +73,27 @@ def test_check_with_a_trace_names_pools_that_have_their_engines_elsewhere(routes
     assert short + long == 400
     assert 190 <= short <= 200, "the first ones go by an assumed length of their answers"
     assert rows["short"][2] == "75%"
+
+
+def test_check_with_a_trace_names_first_pools_that_are_too_small_for_what_clients_ask(routes, trace):
+    """Of prompts of 400 tokens with answers of 50, two in five ask for 4,096: that is no long answer."""
+    file = yaml.safe_load(routes.read_text())
+    file["pools"]["short"]["limits"] = {"total": 4096}
+    file["rules"][0]["pools"] = ["short", "long"]
+    routes.write_text(yaml.safe_dump(file, sort_keys=False))
+    _, _, err = run("check", routes, "--trace", trace)
+    (warning,) = [line for line in err.splitlines() if "pass by" in line]
+    assert 30 <= int(warning.removeprefix("warning: ").split("%")[0]) <= 50
+    assert "rule short pass by its first pool, short" in warning
+    assert "its total, 4096" in warning
+    clamped, roomier = copy.deepcopy(file), copy.deepcopy(file)
+    clamped["rules"][0]["fit"] = "clamp"
+    roomier["pools"]["short"]["limits"]["total"] = 8192
+    for cured in (clamped, roomier):
+        routes.write_text(yaml.safe_dump(cured, sort_keys=False))
+        code, _, err = run("check", routes, "--trace", trace)
+        assert code == 0, err
+        assert "pass by" not in err
 
 
 def test_check_says_what_is_wrong_with_a_trace(routes, tmp_path):

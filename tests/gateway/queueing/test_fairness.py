@@ -192,3 +192,39 @@ def test_a_refusal_for_want_of_time_is_a_sign_of_contention():
     pool.clock.tick(11)
     pool.scheduler.dispatch()
     assert not pool.scheduler._accounts.contended
+
+
+def test_in_a_flood_long_prompts_of_others_may_leave_the_long_set():
+    """Ten slots on each of two replicas, one of them the long set. A slot outside it that comes back may go
+    to a long prompt of one who has less than its share; the flood's own, though first, keeps to the set."""
+    pool = Pool("ab", in_flight=10, settings={"quantum": 1e9, "headroom": 0.0})
+    inside, outside = pool.scheduler.views
+    inside.long, outside.long = True, False
+    flood = [pool.ask(10, tenant="flood") for _ in range(20)]
+    long = {name: pool.ask(3000, tenant=name) for name in ("flood", "quiet")}
+    for client in flood:
+        assert client.slot is not None
+        client.slot.progress(1)
+    pool.tick(0.02)
+    assert all(client.open for client in long.values()), "no slot is free"
+    back = next(client.slot for client in flood if client.replica == outside.ledger.replica.id)
+    assert back is not None
+    back.release()
+    assert long["quiet"].replica == outside.ledger.replica.id
+    assert long["flood"].open
+
+
+def test_without_a_flood_long_prompts_keep_to_the_long_set():
+    """The same, but nobody holds more than its share."""
+    pool = Pool("ab", in_flight=10, settings={"quantum": 1e9, "headroom": 0.0})
+    inside, outside = pool.scheduler.views
+    inside.long, outside.long = True, False
+    held = [pool.ask(10, tenant=f"t{i % 4}") for i in range(20)]
+    long = pool.ask(3000, tenant="quiet")
+    for client in held:
+        assert client.slot is not None
+        client.slot.progress(1)
+    back = next(client.slot for client in held if client.replica == outside.ledger.replica.id)
+    assert back is not None
+    back.release()
+    assert long.open
