@@ -73,6 +73,8 @@ __all__ = ["Item", "PoolScheduler", "Reason", "Refusal", "Standing"]
 
 TICK = 0.020
 """Seconds between two looks at everything while somebody waits."""
+STILL_CONTENDED = 0.2
+"""Part of `fair_after` at which a line that was long is short again, and tenants are let go."""
 FAIR_SINCE = 10.0
 """Seconds after a refusal for want of time in which tenants are held to their shares."""
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
@@ -140,6 +142,7 @@ class PoolScheduler:
         self._max_tokens = INFINITE if max_tokens is None else max_tokens
         self._max_bytes = INFINITE if max_bytes is None else max_bytes
         self._pressed_until = -INFINITE
+        self._line_is_long = False
         self._accounts = Accounts(policy)
         self._lines: dict[tuple[int, int, frozenset[str], frozenset[str]], Line] = {}
         self._backlog = Backlog(clock)
@@ -243,13 +246,22 @@ class PoolScheduler:
             self.replicas.kept.long and self.replicas.kept.ledger.usable()
         ):
             self.replicas.kept = None
-        after = self.policy.fair_after
-        self._accounts.contended = now < self._pressed_until or self.drain_time() > after or after == 0
+        self._accounts.contended = self._is_contended(now)
         self._accounts.review()
         self._shed(now)
         self._serve_all(now)
         for line in tuple(self._lines.values()):
             self._borrow(line, now)
+
+    def _is_contended(self, now: float) -> bool:
+        """Whether tenants are held to their shares.
+
+        Once a line was long it must become short: else a flood would keep it just below the threshold, and
+        everybody would wait that long.
+        """
+        after = self.policy.fair_after
+        self._line_is_long = self.drain_time() > (after * STILL_CONTENDED if self._line_is_long else after)
+        return self._line_is_long or now < self._pressed_until or after == 0
 
     def freed(self, ledger: ReplicaLedger) -> None:
         """A replica has more room than before."""

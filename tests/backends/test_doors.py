@@ -351,7 +351,7 @@ def test_a_bad_document_has_failed(door: Door, document: bytes):
 @pytest.mark.parametrize(
     ("status", "body", "kind"),
     [
-        (404, b'{"detail": "Not Found"}', ErrorKind.UNSUPPORTED),
+        (404, b'{"detail": "Not Found"}', ErrorKind.NO_ROUTE),
         (404, b'{"error": {"code": 404, "message": "File Not Found"}}', ErrorKind.NO_ROUTE),
         (405, b'{"detail": "Method Not Allowed"}', ErrorKind.NO_ROUTE),
         (404, b'{"error": {"message": "The model `x` does not exist."}}', ErrorKind.NOT_FOUND),

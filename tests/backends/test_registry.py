@@ -46,7 +46,7 @@ def test_an_unknown_kind_is_a_key_error() -> None:
             "triton",
             {"textmode": "auto"},
             "textmode",
-            ("vocabulary", "text_mode", "add_special_tokens", "guided_decoding", "metrics_port"),
+            ("vocabulary", "text_mode", "add_special_tokens", "guided_decoding", "attentive", "metrics_port"),
         ),
         ("triton", {"vocabulary": "vllm"}, "vocabulary", ("classic", "llmapi")),
         ("triton", {"metrics_port": 0}, "metrics_port", ()),

@@ -100,7 +100,7 @@ async def test_a_triton_without_its_model_refuses() -> None:
         body = b'{"text_input":"x","max_tokens":2}'
         ask = HttpRequest("POST", "/v2/models/ensemble/generate", {"content-type": "application/json"}, body)
         answer = await tell(server, ask)
-        assert (answer.status_code, "no available versions" in answer.text) == (400, True)
+        assert (answer.status_code, "no available versions" in answer.text) == (404, True)
         assert (await tell(server, HttpRequest("GET", "/v2/health/ready"))).status_code == 200
         (load,) = control("triton").wake_requests(["none"])
-        assert (await tell(server, load)).status_code == 400
+        assert (await tell(server, load)).status_code == 500

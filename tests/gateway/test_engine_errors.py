@@ -9,6 +9,7 @@ from gateway.errors import (
     ContextLengthExceeded,
     EngineFailed,
     EngineTimeout,
+    NotImplementedHere,
     Unavailable,
     UnsupportedByEngine,
 )
@@ -24,7 +25,8 @@ from tests.gateway.town import BROKEN, CLIENT, OVERLOADED, REFUSED, TOO_LONG
     ("error", "kind", "reason", "status"),
     [
         (CLIENT, BadRequest, None, 400),
-        (an_error("unsupported"), UnsupportedByEngine, None, 400),
+        (an_error("unsupported"), UnsupportedByEngine, "unavailable", 400),
+        (an_error("no_route"), NotImplementedHere, "unavailable", 501),
         (TOO_LONG, ContextLengthExceeded, "too_long", 400),
         (OVERLOADED, Unavailable, "overloaded", 503),
         (an_error("timeout"), EngineTimeout, "failed", 504),

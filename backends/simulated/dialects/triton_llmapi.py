@@ -108,7 +108,7 @@ class Llmapi(Vocabulary):
         self, asked: Asked, said: list[list[Piece]], news: Sequence[Piece], *, streamed: bool
     ) -> dict[str, Any]:
         pieces = said[0]
-        text = "".join(piece.visible for piece in pieces)
+        text = _streamed(pieces) if streamed else "".join(piece.visible for piece in pieces)
         if not asked.flag("sampling_param_exclude_input_from_output"):
             text = asked.text + text
         last = news[-1] if news else None
@@ -137,3 +137,11 @@ class Llmapi(Vocabulary):
         if asked.flag("return_finish_reason"):
             body["finish_reason"] = "cancelled"
         return body
+
+
+def _streamed(pieces: Sequence[Piece]) -> str:
+    """The text so far. Nothing is held back, and what has been let out of a stop string is not taken back."""
+    said, last = pieces[:-1], pieces[-1:]
+    if not last or last[0].ending != "stop":
+        return "".join(piece.text for piece in pieces)
+    return max("".join(piece.text for piece in said), "".join(piece.visible for piece in pieces), key=len)

@@ -81,7 +81,8 @@ class Scheduler(Section):
     fair: Flag = True
     """Balance tenants by their weights."""
     fair_after_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False), VARIABLE] = Policy().fair_after
-    """Only while the line takes so long to drain, or somebody had to be refused lately; 0: always."""
+    """Only from when the line takes so long to drain until it takes a fifth of that, or while somebody had to
+    be refused lately; 0: always."""
     quantum: Count = int(Policy().quantum)
     """Work, as tokens of a short prompt, by which a tenant may be ahead of another that waits."""
     headroom: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), VARIABLE] = Policy().headroom

@@ -14,9 +14,9 @@ PROMPT, EXPECTED = 4000, 300
 class Desk:
     """A request of 4000 tokens, of which 300 are expected back, at a replica of some kind."""
 
-    def __init__(self, kind: str = "vllm", *, stream: bool = True, n: int = 1) -> None:
+    def __init__(self, kind: str = "vllm", *, stream: bool = True, n: int = 1, **options) -> None:
         self.clock = Clock(10.0)
-        engine = NoEngine(REGISTRY.adapter(kind, {}))
+        engine = NoEngine(REGISTRY.adapter(kind, options))
         self.ledger = ReplicaLedger(a_pool().replicas[0], engine, self.clock)
         self.slot: Slot = self.ledger.take(PROMPT, EXPECTED, lambda: None)
         self.request = GenerateRequest(request_id="r", model="m", stream=stream, prompt="x", n=n)
@@ -54,9 +54,11 @@ def test_what_is_not_streamed_is_estimated_by_time():
     assert desk.after(100.0) == (PROMPT, EXPECTED)  # and no more than was expected
 
 
-def test_triton_computes_a_whole_answer_to_its_end():
-    assert Desk("triton", stream=False).after(0.001) == (PROMPT, EXPECTED)
-    assert Desk("triton", stream=True).after(0.0) == (0, 0)
+@pytest.mark.parametrize(("attentive", "streamed"), [(False, (PROMPT, EXPECTED)), (True, (0, 0))])
+def test_what_triton_computes_to_its_end(attentive, streamed):
+    """Whole answers always; streams unless its model looks for its client, which BLS as shipped does not."""
+    assert Desk("triton", stream=False, attentive=attentive).after(0.001) == (PROMPT, EXPECTED)
+    assert Desk("triton", stream=True, attentive=attentive).after(0.0) == streamed
 
 
 def test_what_the_engine_ended_itself_does_not_go_on():

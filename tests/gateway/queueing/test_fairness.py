@@ -179,6 +179,23 @@ def test_a_line_that_takes_long_is_divided():
     assert all(client.slot is None for client in waiting), "its seven slots are taken"
 
 
+def test_once_divided_it_stays_so_until_the_line_is_short():
+    """Else a flood would keep the line just as long as it may be."""
+    pool = Pool("a", in_flight=1, settings={"fair_after": 5.0})
+    for _ in range(2):
+        pool.ask(10, tenant="flood")  # one runs, one stays in line
+    waiting = [pool.ask(400, 400, tenant="flood") for _ in range(300)]
+    seen = {}
+    for client in reversed(waiting):
+        client.withdrawn = True
+        pool.scheduler.withdraw(client.item)
+        pool.scheduler.dispatch()
+        seen[pool.scheduler.drain_time()] = pool.scheduler._accounts.contended
+    assert {fair for drain, fair in seen.items() if drain > 1} == {True}
+    assert {fair for drain, fair in seen.items() if drain <= 1} == {False}
+    assert any(1 < drain < 5 for drain in seen)
+
+
 def test_a_refusal_for_want_of_time_is_a_sign_of_contention():
     pool = Pool("a", in_flight=1, settings={"fair_after": 5.0})
     pool.ask(10, tenant="flood")
