@@ -11,8 +11,8 @@ A dialect subclasses `AnswerDecoder` and says what an event, a document and the 
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -41,10 +41,23 @@ class EngineWords(NamedTuple):
     code: int | None = None
     """The HTTP status that the body itself names."""
     param: str | None = None
+    reason: str = ""
+    """`code` where that is a word: OpenAI's closer name for what `type` says broadly."""
+
+    @property
+    def types(self) -> frozenset[str]:
+        """All that the error is called, in lower case; an empty word where it has no name."""
+        return frozenset(word.lower() for word in (self.type, self.reason) if word) or frozenset({""})
 
 
-Classify = Callable[[int | None, EngineWords], ErrorKind]
-"""(HTTP status, None where it was 2xx; words) -> kind. One for each engine: its `error_table.ErrorTable`."""
+class Classify(Protocol):
+    """What an engine's words mean, with their HTTP status, None where it was 2xx. One for each engine: its
+    `error_table.ErrorTable`."""
+
+    def __call__(self, status: int | None, words: EngineWords, /) -> ErrorKind: ...
+
+    def param(self, status: int | None, words: EngineWords, /) -> str | None:
+        """The parameter at fault; None: nobody names one."""
 
 
 def engine_words(value: Any) -> EngineWords | None:
@@ -71,13 +84,16 @@ def engine_words(value: Any) -> EngineWords | None:
 def _words(error: dict[str, Any]) -> EngineWords:
     code = error.get("code", error.get("http_status_code"))
     if isinstance(code, str) and code.isascii() and code.isdigit():
-        code = int(code[:4])
+        code = int(code[:4])  # a status, and no word
     status = code if isinstance(code, int) and 400 <= code <= 599 else None
-    kind = " ".join(text for text in (error.get("type"), error.get("code")) if isinstance(text, str))
-    param = error.get("param")
+    kind, param = error.get("type"), error.get("param")
     message = error.get("message")
     return EngineWords(
-        _text(message if message else error), kind, status, param if isinstance(param, str) else None
+        _text(message if message else error),
+        kind if isinstance(kind, str) else "",
+        status,
+        param if isinstance(param, str) else None,
+        code if isinstance(code, str) else "",
     )
 
 
@@ -181,7 +197,8 @@ class AnswerDecoder(ABC):
 
     def fail_with(self, words: EngineWords) -> None:
         """The bad end, in the engine's words."""
-        self.fail(self._classify(self._status, words), words.message, status=self._status, param=words.param)
+        kind, param = self._classify(self._status, words), self._classify.param(self._status, words)
+        self.fail(kind, words.message, status=self._status, param=param)
 
     @property
     def delivered(self) -> bool:

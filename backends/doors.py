@@ -1,9 +1,10 @@
 """Doors that engines serve natively: embeddings, responses, messages, rerank, score.
 
-Nothing is translated. The client's body goes to the engine with another model name and bound, and asks for a
-stream where the gateway wants to see the answer grow; every other byte of its values is as it came. The
-answer goes back as it came, with the public model name where the engine's own stood. What is read on the way
-is what the books need: progress, usage, the end, an error.
+Nothing is translated. The client's body goes to the engine with another model name and bound, without what is
+not for clients (`NOT_FOR_CLIENTS`), and asks for a stream where the gateway wants to see the answer grow;
+every other byte of its values is as it came. The answer goes back as it came, with the public model name
+where the engine's own stood. What is read on the way is what the books need: progress, usage, the end, an
+error.
 
 How each answer ends well:
 
@@ -41,8 +42,11 @@ from backends.contract import (
 )
 from backends.decoding import AnswerDecoder, Classify, EngineWords, engine_words, token_count
 from backends.headers import json_headers
+from backends.mapping import NEVER, Rule, refused
 
-__all__ = ["ALL_DOORS", "BOUNDS", "NO_DOORS", "PATHS", "NativeDecoder", "NativeDoors", "by_name"]
+__all__ = [
+    "ALL_DOORS", "BOUNDS", "NOT_FOR_CLIENTS", "NO_DOORS", "PATHS", "NativeDecoder", "NativeDoors", "by_name",
+]  # fmt: skip
 
 TRANSLATED: frozenset[Door] = frozenset(("chat", "completions"))
 
@@ -61,6 +65,41 @@ ALL_DOORS: frozenset[Door] = TRANSLATED | PATHS.keys()
 
 BOUNDS: Mapping[Door, str] = MappingProxyType({"responses": "max_output_tokens", "messages": "max_tokens"})
 """The field that bounds the output, of those that have one."""
+
+_ONE_ANSWER = refused("There is one answer here.", 1)
+_LIFTS = refused("It would lift the bound on the output.", -1)
+_BRINGS = refused("It brings tokens past the prompt that was counted.")
+_REACHES = refused("It reaches into the engine; it is not for clients.")
+_NUMBERS = refused("It reaches into the engine; it is not for clients.", -1)
+
+_REFUSED: Mapping[str, Rule] = {
+    **NEVER,
+    "n": _ONE_ANSWER, "n_cmpl": _ONE_ANSWER, "best_of": _ONE_ANSWER,
+    "input_embeds": _BRINGS, "embed_overrides": _BRINGS, "previous_input_messages": _BRINGS,
+    "n_probs": refused("Log probabilities are asked for by the door's own field."),
+    "cache_prompt": refused("It is the gateway's to choose.", True),
+    "id_slot": _NUMBERS, "slot_id": _NUMBERS,
+    **dict.fromkeys(
+        (
+            "custom_params", "n_discard", "n_keep", "response_fields", "return_progress",
+            "return_routed_experts", "sse_ping_interval", "timings_per_token", "verbose",
+        ),
+        _REACHES,
+    ),
+}  # fmt: skip
+_ALL_BOUNDS = ("n_predict", "max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens")
+"""llama.cpp takes several for one, at all of its doors, and the first of them wins."""
+
+NOT_FOR_CLIENTS: Mapping[Door, Mapping[str, Rule]] = MappingProxyType(
+    {
+        door: {**_REFUSED, **{name: _LIFTS for name in _ALL_BOUNDS if name != BOUNDS.get(door)}}
+        for door in PATHS
+    }
+)
+"""Fields that no client may send, and the values of them that ask for nothing. Chats have a rule for each
+field, by engine; a body that is passed on would carry these to whichever engine acts on them. So they are
+never passed on, whatever they hold: the `n_predict` of -1 that asks for nothing in a chat is no bound at all
+beside another. A test holds them to the engines' tables."""
 
 _LISTS: Mapping[Door, tuple[str, ...]] = {
     "embeddings": ("data",),
@@ -108,7 +147,11 @@ class NativeDoors:
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
         native = _native(request)
-        fields: dict[str, bytes] = {name: bytes(raw) for name, raw in _FIELDS.decode(native.body).items()}
+        fields: dict[str, bytes] = {
+            name: bytes(raw)
+            for name, raw in _FIELDS.decode(native.body).items()
+            if name not in NOT_FOR_CLIENTS[native.door]
+        }
         fields["model"] = msgspec.json.encode(request.model)
         if request.lora is not None:
             asked = self._asks_for(request.model, request.lora)
@@ -181,6 +224,7 @@ class NativeDecoder(AnswerDecoder):
     def __init__(self, native: NativeRequest, classify: Classify, path: str, *, streamed: bool) -> None:
         super().__init__(classify)
         self._door = native.door
+        self._body = native.body
         self._name = msgspec.json.encode(native.model)
         self._path = path
         self._asked_to_stream = streamed
@@ -282,7 +326,7 @@ class NativeDecoder(AnswerDecoder):
     # ---------------------------------------------------------------------------------------- documents
 
     def read_document(self, data: bytes) -> None:
-        if self._asked_to_stream:
+        if self._asked_to_stream and self._is_for_a_stream():
             self._read_no_stream(data)
             return
         try:
@@ -302,8 +346,13 @@ class NativeDecoder(AnswerDecoder):
         except (ValueError, RecursionError):
             self.fail(ErrorKind.ENGINE, f"not a JSON answer: {data[:200]!r}")
 
+    def _is_for_a_stream(self) -> bool:
+        """Whether the client wants one. Engines that know none answer with a document, which is as good where
+        only the gateway wanted to see the answer grow."""
+        return bytes(_FIELDS.decode(self._body).get("stream", b"")) == b"true"
+
     def _read_no_stream(self, data: bytes) -> None:
-        """A document where a stream was asked for: an error, if anything."""
+        """A document where a client is to get a stream: an error, if anything."""
         try:
             words = engine_words(msgspec.json.decode(data))
         except (ValueError, RecursionError):

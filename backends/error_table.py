@@ -54,14 +54,16 @@ class Rule(NamedTuple):
     statuses: Collection[int | None] | None = None
     """None among them: an error inside a 200 that names no status."""
     types: Collection[str] | None = None
-    """In lower case."""
+    """Of which the error has one, as its type or its reason; in lower case."""
     says: re.Pattern[str] | None = None
     where: Where = "anywhere"
+    param: str | None = None
+    """What of the request it speaks of, where the engine does not name it."""
 
     def holds(self, status: int | None, words: EngineWords) -> bool:
         if self.statuses is not None and status not in self.statuses:
             return False
-        if self.types is not None and words.type.lower() not in self.types:
+        if self.types is not None and words.types.isdisjoint(self.types):
             return False
         if self.says is None:
             return True
@@ -73,7 +75,7 @@ class Rule(NamedTuple):
             case "outside quotes":
                 return self.says.search(_QUOTED.sub("", words.message)) is not None
             case "in words or type":
-                return any(self.says.search(text) for text in (words.message, words.type))
+                return any(self.says.search(text) for text in (words.message, *words.types))
 
 
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
@@ -107,6 +109,10 @@ class ErrorTable:
 
     def __call__(self, status: int | None, words: EngineWords) -> ErrorKind:
         return self.rule(status, words).kind
+
+    def param(self, status: int | None, words: EngineWords) -> str | None:
+        """What of the request is at fault: as the engine named it, else as the rule does."""
+        return words.param or self.rule(status, words).param
 
 
 def answer(status: int, value: Any) -> Example:

@@ -46,8 +46,7 @@ def named_only(lora: Lora) -> str | None:
 
 
 class OpenAiDialectAdapter:
-    """An engine of OpenAI's dialect. What it takes, its `tables` say; how it
-    fails, its `errors`."""
+    """An engine of OpenAI's dialect. What it takes, its `tables` say; how it fails, its `errors`."""
 
     kind = "openai"
     applies_template = True

@@ -202,7 +202,7 @@ class OpenAiDecoder(AnswerDecoder):
         if not isinstance(message, dict):
             message = {}
         text = _content(message.get("content")) or _content(choice.get("text"))
-        tool_calls = self._tool_calls(message.get("tool_calls"), index)
+        tool_calls = self._tool_calls(message.get("tool_calls"), index, streamed=streamed)
         extra = None if message.keys() <= _MESSAGE_FIELDS else _extra(message)
         logprobs = _logprobs(choice.get("logprobs"))
         try:
@@ -237,10 +237,14 @@ class OpenAiDecoder(AnswerDecoder):
         reason = _FINISH.get(word, "stop")  # an odd word for a good end, e.g. vLLM's "repetition"
         return "tool_calls" if reason == "stop" and index in self._calls else reason
 
-    def _tool_calls(self, value: Any, choice: int) -> list[dict[str, Any]] | None:
+    def _tool_calls(self, value: Any, choice: int, *, streamed: bool) -> list[dict[str, Any]] | None:
         """OpenAI's tool-call deltas: each with an index, without nulls, arguments as text; id, type and name
-        only where the call begins, for the SDKs put the strings of deltas together."""
+        only where the call begins, for the SDKs put the strings of deltas together. In a whole message each
+        call begins, and its index is its place, whatever the engine calls it."""
         calls = _tool_calls(value)
+        if calls and not streamed:
+            for place, call in enumerate(calls):
+                call["index"] = place
         if calls:
             begun = self._calls.setdefault(choice, set())
             for call in calls:

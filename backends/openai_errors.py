@@ -1,8 +1,11 @@
 """Errors in OpenAI's shapes, as vLLM, SGLang, llama.cpp and others fill them.
 
-An error inside a 200 is classed by the status that its `code` names, else by its type.
+An error inside a 200 is classed by the status that its `code` names, else by its type and by a `code` that is
+a word. That is the closer of the two: OpenAI calls most of what it refuses an `invalid_request_error`, so the
+rule of that name is the last.
 """
 
+import re
 from typing import Any
 
 from backends.contract import ErrorKind
@@ -19,7 +22,7 @@ from backends.error_table import (
     plain,
 )
 
-__all__ = ["BEGUN", "BROKEN", "ENDINGS", "OPENAI", "RULES", "chunk", "ended", "error"]
+__all__ = ["BEGUN", "BROKEN", "ENDINGS", "NO_TOOL_PARSER", "OPENAI", "RULES", "chunk", "ended", "error"]
 
 _UNTOLD = {None}
 _INSIDE_200 = "200, type of "
@@ -30,29 +33,35 @@ RULES: tuple[Rule, ...] = (
         says=TOO_LONG, where="in words or type",
     ),
     Rule(
-        _INSIDE_200 + "a bad request", "validation", ErrorKind.CLIENT, _UNTOLD,
-        {"invalid_request_error", "badrequesterror", "validation_error"},
-    ),
-    Rule(
         _INSIDE_200 + "a model not found", "model absent", ErrorKind.NOT_FOUND, _UNTOLD,
         {"notfounderror", "not_found_error", "model_not_found"},
     ),
     Rule(
         _INSIDE_200 + "a bad key", "auth", ErrorKind.AUTH, _UNTOLD,
-        {"authentication_error", "permission_error"},
+        {"authentication_error", "permission_error", "invalid_api_key"},
     ),
     Rule(
         _INSIDE_200 + "an overload", "overload", ErrorKind.OVERLOADED, _UNTOLD,
-        {"rate_limit_error", "rate_limit_exceeded", "overloaded_error", "unavailable_error",
-         "service unavailable", "serviceunavailableerror"},
+        {"rate_limit_error", "rate_limit_exceeded", "overloaded_error", "server_is_overloaded",
+         "unavailable_error", "service unavailable", "serviceunavailableerror"},
     ),
     Rule(
         _INSIDE_200 + "something missing", "unsupported", ErrorKind.UNSUPPORTED, _UNTOLD,
         {"not_supported_error", "notimplementederror"},
     ),
     Rule(_INSIDE_200 + "a timeout", "timeout", ErrorKind.TIMEOUT, _UNTOLD, {"timeout_error"}),
+    Rule(
+        _INSIDE_200 + "a bad request", "validation", ErrorKind.CLIENT, _UNTOLD,
+        {"invalid_request_error", "badrequesterror", "validation_error", "invalid_prompt"},
+    ),
     *BY_STATUS,
 )  # fmt: skip
+
+NO_TOOL_PARSER = Rule(
+    "started without a parser of tool calls", "unsupported", ErrorKind.UNSUPPORTED, {None, 400},
+    says=re.compile(r"requires? .{0,60}--tool-call-parser to be set"), param="tools",
+)  # fmt: skip
+"""vLLM and, in the same words, Triton's OpenAI frontend: a good request, for a server with other flags."""
 
 BROKEN = {
     "timeout": ErrorKind.TIMEOUT,  # TensorRT-LLM
@@ -133,12 +142,25 @@ OPENAI = ErrorTable(
             plain(502, "<html><h1>502 Bad Gateway</h1></html>"),
             event(error("The server had an error", "server_error")),
         ),
-        "200, type of a bad request": (event(error("Invalid 'tools'", "invalid_request_error")),),
-        "200, type of a model not found": (event(error("no such model", "not_found_error")),),
-        "200, type of a bad key": (event(error("no such key", "authentication_error")),),
-        "200, type of an overload": (event(error("Overloaded", "overloaded_error")),),
+        "200, type of a model not found": (
+            event(error("no such model", "not_found_error")),
+            event(error("no such model", "invalid_request_error", "model_not_found")),
+        ),
+        "200, type of a bad key": (
+            event(error("no such key", "authentication_error")),
+            event(error("no such key", "invalid_request_error", "invalid_api_key")),
+        ),
+        "200, type of an overload": (
+            event(error("Overloaded", "overloaded_error")),
+            event(error("Rate limit reached", "rate_limit_error", "rate_limit_exceeded")),
+            event(error("Rate limit reached", "tokens", "rate_limit_exceeded")),
+        ),
         "200, type of something missing": (event(error("no embeddings here", "not_supported_error")),),
         "200, type of a timeout": (event(error("took too long", "timeout_error")),),
+        "200, type of a bad request": (
+            event(error("Invalid 'tools'", "invalid_request_error")),
+            event(error("Invalid 'top_p'", "invalid_request_error", "invalid_value", "top_p")),
+        ),
     },
     BEGUN,
     ENDINGS,

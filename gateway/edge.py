@@ -1,14 +1,19 @@
 """The edge: uvicorn's HTTP protocol with the bounds that it lacks.
 
 Checked before any application code runs, so that neither memory nor a connection can be had for nothing: the
-size and number of headers, the length of the URL, the Host header, and the time a client may take to send
-them. Refusals carry OpenAI's error envelope like all others.
+size and number of headers, the length of the URL, the Host header, the time a client may take to send them,
+and what a chunked body may carry beside its content. Refusals carry OpenAI's error envelope like all others.
+
+Upgrades are ignored (RFC 9110, 7.8). llhttp cannot be told to: it ends such a request after its head and
+takes what follows for another protocol. So the head is fed to a new parser without its Upgrade field, and
+then the rest: the body stays a body, however the bytes arrive.
 """
 
 import asyncio
 import re
 from http import HTTPStatus
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.api.asgi import encode_json
@@ -16,6 +21,10 @@ from gateway.api.asgi import encode_json
 MAX_HEADER = 16 * 1024
 MAX_HEAD = 64 * 1024
 """Bytes of one header, and of all of them with the request line."""
+MAX_FRAMING = 64 * 1024
+"""Bytes of chunk sizes, chunk extensions and trailers, beyond FRAMING_PER_BYTE for each byte of the body."""
+FRAMING_PER_BYTE = 8
+"""A chunk of one byte takes five more."""
 MAX_HEADERS = 100
 MAX_URL = 8 * 1024
 HEAD_SECONDS = 10.0
@@ -38,8 +47,10 @@ class EdgeProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own
         super().connection_made(transport)
         self._refusal: tuple[int, str] | None = None
-        self._head_bytes = 0
         self._in_head = True
+        self._idle_bytes = 0  # of the head; after it, those that are no body and that no body has paid for
+        self._body_bytes = 0
+        self._uncounted = False  # a head began or ended in the bytes being fed, but who knows where
         self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -49,34 +60,82 @@ class EdgeProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        was_in_head = self._in_head
-        super().data_received(data)
-        if was_in_head and self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD:
-                self._answer(431, f"The headers are larger than {MAX_HEAD} bytes.")
+        self._uncounted, self._body_bytes = False, 0
+        try:
+            self._feed(memoryview(data))
+        except httptools.HttpParserError:
+            self._answer(*self._refusal or (400, "This is not a valid HTTP request."))
+            return
+        if self._uncounted:
+            return
+        idle = len(data) - self._body_bytes
+        self._idle_bytes = max(0, self._idle_bytes + idle - FRAMING_PER_BYTE * self._body_bytes)
+        if self._in_head and self._idle_bytes > MAX_HEAD:
+            self._answer(431, f"The headers are larger than {MAX_HEAD} bytes.")
+        elif self._idle_bytes > MAX_FRAMING:
+            self._answer(400, f"Chunk extensions and trailers are larger than {MAX_FRAMING} bytes.")
+
+    def _feed(self, data: memoryview) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                (end,) = upgrade.args
+                data = data[end:]
+            else:
+                return
+            head = self._head_without_upgrade()
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+            self.parser.feed_data(head)
+
+    def _head_without_upgrade(self) -> bytes:
+        lines = [
+            b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        ]
+        lines += [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["headgate.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # ours
-        self._in_head, self._head_bytes = True, 0
+        if not self._in_head:
+            self._in_head, self._uncounted = True, True
+        self._idle_bytes = 0
+        self._unset_keepalive_if_required()
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._late)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
+        # A trailer is dropped: kept, it would become a header of a request that has been let in without it.
+
     def on_headers_complete(self) -> None:
-        self._in_head = False
         self._stop_timer()
         self._refusal = self._fault()
         if self._refusal is not None:
             raise _Refused
+        self._idle_bytes, self._uncounted = 0, True
+        if self.parser.should_upgrade():
+            return  # it comes again, without
+        # An answer that ended since this head began has set it.
+        self._unset_keepalive_if_required()
         super().on_headers_complete()
+        self._in_head = False
 
-    def send_400_response(self, msg: str) -> None:
-        status, message = self._refusal or (400, "This is not a valid HTTP request.")
-        self._answer(status, message)
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def _fault(self) -> tuple[int, str] | None:
         """What is wrong with the head: status and sentence."""
+        if self.parser.get_method() == b"CONNECT":
+            return 400, "This is not a proxy."
         if len(self.url) > MAX_URL:
             return 414, f"The URL is longer than {MAX_URL} bytes."
         sizes = [len(name) + len(value) for name, value in self.headers]
@@ -96,12 +155,20 @@ class EdgeProtocol(HttpToolsProtocol):
         self._answer(408, f"The headers did not arrive within {HEAD_SECONDS:g} s.")
 
     def _answer(self, status: int, message: str) -> None:
-        """Refuse and close. Where an earlier answer is still under way on this connection, only close."""
+        """Refuse and close. Where an answer is under way, or this request has had its own, only close."""
         if self.transport.is_closing():
             return
         self._stop_timer()
         cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None or cycle.response_complete:
+        if self._in_head:
+            unanswered = cycle is None or cycle.response_complete
+        else:
+            unanswered = cycle is not None and not cycle.response_started and not self.pipeline
+        if unanswered:
+            if cycle is not None:
+                # The application must not answer too; it hears of the end as in connection_lost.
+                cycle.disconnected = True
+                cycle.message_event.set()
             error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
             body = encode_json({"error": error})
             phrase = HTTPStatus(status).phrase.encode()
@@ -116,6 +183,3 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Upgrades are ignored, as HTTP allows; a line in the log for each would be the client's to write."""

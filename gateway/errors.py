@@ -219,9 +219,10 @@ class ClientGone(Exception):
 
 _UNFIT = re.compile(
     r"Traceback|File \"|0x[0-9a-fA-F]{6,}|\w://|(?:^|[\s'\"(=])(?:/[\w.-]+){2,}|[A-Za-z]:\\"
-    r"|\b\d+\.\d+\.\d+\.\d+\b|\w:\d{4,5}\b|::"
+    r"|\b\d+\.\d+\.\d+\.\d+\b|\w:\d{4,5}\b|::|(?:^|[\s'\"`(])--[a-z]"
 )
-"""What must not leave the house: tracebacks, addresses, URLs, file paths, hosts with their ports."""
+"""What must not leave the house: tracebacks, addresses, URLs, file paths, hosts with their ports, flags of a
+server's command line."""
 
 ENGINE_TEXT_LIMIT = 400
 """Characters of an engine's message that a client may see."""

@@ -72,8 +72,8 @@ class Mirroring:
         outcome = "cancelled"
         try:
             with self._leases:
-                async with asyncio.timeout(target.pool.timeouts.total):
-                    await self._answer(call, target, expected)
+                async with asyncio.timeout(target.pool.timeouts.total) as limit:
+                    await self._answer(call, target, expected, limit)
             outcome = "ok"
         except (EngineError, GatewayError, TimeoutError) as error:
             outcome = "failed"
@@ -82,8 +82,8 @@ class Mirroring:
             budget.in_flight -= 1
             self._count(route, outcome)
 
-    async def _answer(self, call: Call, target: Target, expected: Estimate) -> None:
-        """One attempt on one replica, read to its end."""
+    async def _answer(self, call: Call, target: Target, expected: Estimate, limit: asyncio.Timeout) -> None:
+        """One attempt on one replica, read to its end, within `limit`."""
         pool = target.pool
         request = await self._attempts.request_for(call, target, expected, watched=False)
         slot = await self._queues[pool.name].acquire(
@@ -108,6 +108,8 @@ class Mirroring:
             outcome = "error"
             raise
         finally:
+            if limit.expired():
+                outcome = "error"
             self._metrics.mirror_attempts.labels(pool.name, outcome).inc()
             if generation is not None:
                 generation.cancel()

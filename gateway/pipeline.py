@@ -230,7 +230,7 @@ class Pipeline:
             given_up=cause != "failed" and (not answer.ended or cause == "cut"),
         )
         pool = answer.target.pool.name
-        self.metrics.note_abandoned(pool, "shutdown" if record.cut_off else cause, *lost)
+        self.metrics.note_abandoned(pool, cause, *lost)
 
     def compare(self, answer: Answer, expected: Estimate) -> None:
         """Hold our count of the prompt against the engine's, where both speak of the same."""

@@ -59,6 +59,7 @@ async def relay(
     """
     timeouts = answer.target.pool.timeouts
     deadline = answer.call.received + timeouts.total
+    answer.watched = reservation.may_cut
     reply.begin(answer)
     record.stage = "streaming"
     record.first_byte = clock()
@@ -103,6 +104,15 @@ async def relay(
         answer.lost_by = "failed"
         answer.slot.ledger.failed(error)
         raise gateway_error_of(error, answer.call) from error
+    except asyncio.CancelledError:
+        if record.cut_off:
+            answer.lost_by = "shutdown"
+        raise
+    except ClientGone:
+        raise
+    except Exception:
+        answer.lost_by = "failed"  # our own fault is not its client's either
+        raise
 
 
 async def fail(reply: Reply, error: GatewayError, comments: Comments, patience: float) -> None:

@@ -2,10 +2,14 @@
 `format_error_response`).
 
 It has no overload of its own: it queues without bound. A 503 is a server that still loads. Behind the error
-event of a stream comes no `[DONE]`.
+event of a stream comes no `[DONE]`. Tool calls of earlier turns that are not JSON are a 500 there
+(common/chat.cpp, `func_args_not_string`), though they are the client's.
 """
 
-from backends.error_table import ErrorTable, answer, event
+import re
+
+from backends.contract import ErrorKind
+from backends.error_table import ErrorTable, Rule, answer, event
 from backends.openai_errors import BEGUN, ENDINGS, RULES, error
 
 __all__ = ["TABLE"]
@@ -17,8 +21,30 @@ _TOO_LONG = error(
 )
 
 TABLE = ErrorTable(
-    RULES,
+    (
+        Rule(
+            "arguments of a tool call that are not JSON",
+            "validation",
+            ErrorKind.CLIENT,
+            {400, 500},
+            says=re.compile(r"Failed to parse tool call arguments as JSON"),
+            where="at the start",
+            param="messages",
+        ),
+        *RULES,
+    ),
     {
+        "arguments of a tool call that are not JSON": (
+            answer(
+                500,
+                error(
+                    "Failed to parse tool call arguments as JSON: [json.exception.parse_error.101] parse "
+                    "error at line 1, column 2: syntax error while parsing object key",
+                    "server_error",
+                    500,
+                ),
+            ),
+        ),
         "too long": (
             answer(400, _TOO_LONG),
             event(_TOO_LONG),

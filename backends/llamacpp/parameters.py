@@ -12,6 +12,7 @@ from typing import Any
 
 from backends.contract import GenerateRequest
 from backends.mapping import (
+    ONE_BY_ONE,
     Conflict,
     Rule,
     Table,
@@ -71,6 +72,7 @@ _NATIVE_FORMAT = converted(_native_schema, "`json_schema`; `text` is not sent")
 
 _BOTH: Mapping[str, Rule] = {
     **COMMON,
+    "n": ONE_BY_ONE,
     "seed": converted(_seed, "its low 32 bits; all ones, which mean none there, less one"),
     "logit_bias": forwarded(logit_bias),
     "top_k": converted(_top_k, "-1 as 0: off"),

@@ -280,6 +280,7 @@ class TritonDecoder(AnswerDecoder):
         self._reader = _reader(text_mode)
         self._text = VisibleText(stops)
         self._answered = False
+        self._untold = 0  # events without text since the last one that had some: half characters, or the end
         self._counts = _Counts()
 
     def read_event(self, data: bytes, raw: bytes) -> None:
@@ -300,7 +301,9 @@ class TritonDecoder(AnswerDecoder):
             return
         if piece is not None:
             self._reader, new = self._reader.read(piece)
-            self._emit(self._text.add(new, tokens=1))
+            if piece:
+                self._emit(self._text.add(new, tokens=1 + self._untold))
+            self._untold = 0 if piece else self._untold + 1
 
     def read_document(self, data: bytes) -> None:
         output = self._parse(data)
@@ -332,7 +335,8 @@ class TritonDecoder(AnswerDecoder):
         else:
             reason = self._reason(self._counts.completion)
             if not self._text.stopped:
-                self._emit(self._text.add(self._reader.rest(by_length=reason == "length"), tokens=0))
+                rest = self._reader.rest(by_length=reason == "length")
+                self._emit(self._text.add(rest, tokens=max(0, self._untold - 1)))  # the last was the end
             if self._told_stop is None:
                 self._emit(self._text.end(reason))
             else:

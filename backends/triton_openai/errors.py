@@ -8,7 +8,7 @@ import re
 
 from backends.contract import ErrorKind
 from backends.error_table import ErrorTable, Rule, answer
-from backends.openai_errors import BEGUN, ENDINGS, RULES
+from backends.openai_errors import BEGUN, ENDINGS, NO_TOOL_PARSER, RULES
 
 __all__ = ["TABLE"]
 
@@ -23,6 +23,7 @@ TABLE = ErrorTable(
             ErrorKind.NOT_FOUND,
             says=re.compile(r"unknown model|model .{0,200}not found", re.IGNORECASE),
         ),
+        NO_TOOL_PARSER,
         Rule(
             "400, not supported",
             "unsupported",
@@ -43,6 +44,9 @@ TABLE = ErrorTable(
     {
         "too long": (answer(500, {"detail": "Prompt length (5000) exceeds maximum input length (4096)"}),),
         "no such model": (answer(400, {"detail": "Unknown model: nope"}),),
+        NO_TOOL_PARSER.name: (
+            answer(400, {"detail": "having tools in the request requires --tool-call-parser to be set"}),
+        ),
         "400, not supported": (
             answer(400, {"detail": "Received n=2, but only single choice (n=1) is currently supported"}),
         ),

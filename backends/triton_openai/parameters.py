@@ -42,14 +42,15 @@ _BOTH: Mapping[str, Rule] = {
     "repetition_penalty": refused("This engine's frontend hands on no repetition_penalty.", 1),
 }
 _OTHERS = refused("This engine's frontend would ignore it in silence.")
-_NO_TOOLS = "This engine parses no tool calls: it was started without --tool-call-parser (`tool_calling`)."
+_NO_TOOLS = "This engine parses no tool calls: it was started without a parser of them (`tool_calling`)."
+_WITHOUT_TOOLS = {"tools": refused(_NO_TOOLS), "tool_choice": refused(_NO_TOOLS, "none", "auto")}
 
 
 @cache  # a reload compares adapters: the same options, the same tables
 def tables(*, tool_calling: bool) -> Tables:
     chat: Mapping[str, Rule] = {
         **_BOTH,
-        **(TOOLS if tool_calling else {"tools": refused(_NO_TOOLS), "tool_choice": CHAT_ONLY["tool_choice"]}),
+        **(TOOLS if tool_calling else _WITHOUT_TOOLS),
         "parallel_tool_calls": refused("This engine does not keep a model from calling several tools.", True),
     }
     completions = {**_BOTH, **CHAT_ONLY, "prompt": forwarded(_prompt)}

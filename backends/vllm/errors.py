@@ -1,14 +1,14 @@
 """What vLLM says when it does not answer (vllm/entrypoints/openai/server_utils.py, serve/*/serving.py).
 
-A priority that the server was not started for is no fault of the client; nor is a dead engine core, which
-some handlers call a bad request.
+A priority that the server was not started for is no fault of the client; nor are tools that it was not
+started for, nor a dead engine core, which some handlers call a bad request.
 """
 
 import re
 
 from backends.contract import ErrorKind
 from backends.error_table import ErrorTable, Rule, answer, event
-from backends.openai_errors import BEGUN, ENDINGS, RULES, ended, error
+from backends.openai_errors import BEGUN, ENDINGS, NO_TOOL_PARSER, RULES, ended, error
 
 __all__ = ["TABLE"]
 
@@ -30,6 +30,7 @@ TABLE = ErrorTable(
             ErrorKind.ENGINE,
             says=re.compile(r"EngineCore (?:encountered an issue|initialization failed)|EngineDeadError"),
         ),
+        NO_TOOL_PARSER,
         *RULES,
     ),
     {
@@ -43,6 +44,14 @@ TABLE = ErrorTable(
             answer(500, _DEAD),
             answer(400, error("EngineCore encountered an issue.", "BadRequestError", 400)),
             event(_DEAD, done=True),
+        ),
+        NO_TOOL_PARSER.name: tuple(
+            answer(400, error(words, "BadRequestError", 400))
+            for words in (
+                '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+                'tool_choice="required" requires --tool-call-parser to be set',
+                'tool_choice=function "f" requires --tool-call-parser to be set',
+            )
         ),
         "too long": (
             answer(

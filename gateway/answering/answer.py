@@ -1,6 +1,6 @@
 """An answer under way: one object that holds what must be given back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Literal
 
@@ -23,8 +23,17 @@ MOST = 10_000_000
 """Output tokens that no answer has, where nothing bounds it."""
 
 
-SendOutcome = Literal["ok", "abandoned", "error"]
-"""Of an answer that has begun: it ended as it should, or by a limit; nobody waited for its end; it broke."""
+LostBy = Literal["client", "timeout", "failed", "shutdown"]
+"""Why an answer does not end well: its client left; the engine fell silent; the engine broke, or we did; the
+gateway ended what its drain had left."""
+
+SendOutcome = Literal["ok", "abandoned", "error", "shutdown"]
+"""Of an answer that has begun: it ended as it should, or by a limit; nobody waited for its end; it broke; the
+gateway ended it with itself."""
+
+_OUTCOMES: Mapping[LostBy, SendOutcome] = {
+    "client": "abandoned", "timeout": "error", "failed": "error", "shutdown": "shutdown",
+}  # fmt: skip
 
 
 class Answer:
@@ -58,11 +67,13 @@ class Answer:
         self.first: list[Event] = []
         """None where its time was over before anything came."""
         self.budget: Budget | None = None
+        self.watched = False
+        """A limit may end it early."""
         self.request: GenerateRequest = call.request
         """As the engine got it."""
         self.delivered_tokens = 0
         """Of those that came, what the client has been sent."""
-        self.lost_by: Literal["client", "timeout", "failed"] = "client"
+        self.lost_by: LostBy = "client"
         """Why it does not end well, if it does not."""
         self.prompt_tokens: int | None = None
         """As the engine told; None as long as it has not."""
@@ -74,6 +85,8 @@ class Answer:
         self.guessed = False
         """Part of that count is a guess by the length of the text: the engine told nothing."""
         self._characters = 0
+        self._bytes = 0
+        """Of the text whose tokens the engine did not tell."""
         self.ended = False
         self.cut_by: str | None = None
         """The limit, or the time budget, that ended it before the engine did."""
@@ -81,6 +94,8 @@ class Answer:
         """What we said then, in the engine's place."""
         self._finished: set[int] = set()
         """Choices that have said why they end."""
+        self._filled: set[int] = set()
+        """Of these, those that ended at their bound."""
 
     def __enter__(self) -> "Answer":
         return self
@@ -97,14 +112,17 @@ class Answer:
             if isinstance(event, Delta):
                 self._characters += len(event.text)
                 if event.text and not 0 < event.tokens <= self._believable():
-                    tokens += max(1, len(event.text.encode(errors="replace")) // BYTES_PER_TOKEN)
+                    size = len(event.text.encode(errors="replace"))
+                    self._bytes += size
+                    tokens += max(1, size // BYTES_PER_TOKEN)
                     self.guessed = True
                 else:
                     tokens += event.tokens
                 if event.finish_reason is not None:
                     self._finished.add(event.index)
+                    if event.finish_reason == "length":
+                        self._filled.add(event.index)
                 if event.index >= self.choices:
-                    self.lost_by = "failed"
                     raise EngineFailed("The engine sent more choices than it was asked for.")
             elif isinstance(event, Usage):
                 self._note_usage(event)
@@ -118,8 +136,12 @@ class Answer:
         self.counted_tokens += tokens
         self.slot.progress(tokens)
         if self.counted_tokens > self._believable():
-            self.lost_by = "failed"
             raise EngineFailed("The engine sent far more than it was asked for.")
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether `cut` may be called."""
+        return self.watched or self.budget is not None
 
     def overdue(self, events: list[Event], now: float) -> str | None:
         """The time budget that is used up at `now`, or was when a generation had no more events to give."""
@@ -159,15 +181,22 @@ class Answer:
 
     @property
     def completion_tokens(self) -> int:
-        """The engine's figure where it gave one (zero is a figure), else what was seen to pass."""
-        return self.counted_tokens if self.reported_tokens is None else self.reported_tokens
+        """The engine's figure where it gave one (zero is a figure), else what was seen to pass.
+
+        That is never more than was asked for. A guess is never less than the bounds of the choices that ended
+        at theirs, unless the text is too short for so many tokens: the context may have ended them.
+        """
+        if self.reported_tokens is not None:
+            return self.reported_tokens
+        if self.sent_max_tokens is None or self._most is None:
+            return self.counted_tokens
+        filled = self.sent_max_tokens * len(self._filled) if self.guessed else 0
+        return min(max(self.counted_tokens, min(filled, max(self._bytes, self._characters))), self._most)
 
     @property
     def outcome(self) -> SendOutcome:
         """How it ended, if it ends here."""
-        if self.ended:
-            return "ok"
-        return "abandoned" if self.lost_by == "client" else "error"
+        return "ok" if self.ended else _OUTCOMES[self.lost_by]
 
     def release(self) -> None:
         """Stop the engine if it still runs, give the slot back. Idempotent."""

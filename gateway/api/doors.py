@@ -8,7 +8,12 @@ not reach an engine, for which a 400 names the field:
     what is kept by engines   `previous_response_id`, `conversation`, `background`: the next request may go to
                               another replica, which knows nothing of it
     what reaches past us      fields by which some engine lifts the bound, brings tokens that nobody counted,
-                              chooses an adapter, or speaks to other machines (`NOT_FOR_CLIENTS`)
+                              chooses an adapter, or speaks to other machines (`backends.doors`)
+    two forms in one body     `input` beside `messages`, or two names for one list: engines differ in which of
+                              them they read
+
+Nothing that an engine may read goes uncounted: of an item or a part all texts count, whatever their names,
+but for the few that no engine renders (`_UNREAD`).
 
     embeddings   `input`, in OpenAI's four forms
     responses    `instructions`, `input`
@@ -18,13 +23,17 @@ not reach an engine, for which a 400 names the field:
                  `query` with each of `items`, as SGLang has it
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from backends.contract import Door, Prompt
+from backends.doors import NOT_FOR_CLIENTS
+from backends.mapping import Unfit
 from gateway.errors import BadRequest
 
-__all__ = ["NATIVE", "NOT_FOR_CLIENTS", "OUTPUT_BOUNDS", "Reading", "read_body_of"]
+__all__ = ["NATIVE", "OUTPUT_BOUNDS", "Reading", "read_body_of"]
 
 NATIVE: frozenset[Door] = frozenset(("embeddings", "responses", "messages", "rerank", "score"))
 
@@ -36,37 +45,6 @@ OUTPUT_BOUNDS: Mapping[Door, tuple[str, ...]] = {
 }
 """The fields that bound the output, the stronger one last."""
 
-_BOUND = "it would lift the bound on the output"
-_CHOICES = "there is one answer here"
-_TOKENS = "it would bring tokens past the prompt that is counted"
-_ADAPTER = "adapters are models here, and reached by their names"
-_ENGINE = "it reaches into the engine"
-
-NOT_FOR_CLIENTS: Mapping[str, str] = {
-    "n_predict": _BOUND, "max_new_tokens": _BOUND,
-    "n": _CHOICES, "n_cmpl": _CHOICES, "best_of": _CHOICES,
-    "input_ids": _TOKENS, "input_embeds": _TOKENS, "prompt_embeds": _TOKENS, "prompt_token_ids": _TOKENS,
-    "embed_overrides": _TOKENS, "previous_input_messages": _TOKENS,
-    "lora": _ADAPTER, "lora_path": _ADAPTER, "lora_request": _ADAPTER,
-    "request_id": "the gateway names requests: send the header x-request-id",
-    "rid": "the gateway names requests: send the header x-request-id",
-    **dict.fromkeys(
-        (
-            "beam_width", "bootstrap_host", "bootstrap_port", "bootstrap_room", "custom_logit_processor",
-            "custom_params", "data_parallel_rank", "disagg_prefill_dp_rank", "disaggregated_params",
-            "early_stopping", "ec_transfer_params", "guided_decoding_backend", "id_slot",
-            "kv_transfer_params", "length_penalty", "logits_processors", "n_discard", "n_keep", "num_beams",
-            "prompt_logprobs", "response_fields", "return_context_logits",
-            "return_generation_logits", "return_hidden_states", "return_progress",
-            "return_routed_experts", "routed_dp_rank", "session_params", "slot_id", "sse_ping_interval",
-            "timings_per_token", "use_beam_search", "verbose",
-        ),
-        _ENGINE,
-    ),
-}  # fmt: skip
-"""Fields of a native body that no client may send, and why. Chats have a rule for each field, by engine; a
-body that is passed on would carry these to whichever engine acts on them. An `n` of 1 asks for nothing."""
-
 MAX_ITEMS = 10_000
 MAX_TEXTS = 2048
 MAX_PAIRED = 8 * 1024 * 1024
@@ -74,11 +52,40 @@ MAX_PAIRED = 8 * 1024 * 1024
 
 _KEPT_BY_ENGINES = ("previous_response_id", "conversation", "background")
 _PAIRS = (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2"), ("query", "items"))
+_FORMS: Mapping[Door, tuple[tuple[str, ...], ...]] = {
+    "embeddings": (("input",), ("messages",)),
+    "responses": (("input",),),
+    "messages": (("messages",),),
+    "rerank": (("query", "documents"),),
+    "score": _PAIRS,
+}
+"""The fields that hold what is read, in each of the forms that a body may have."""
+_CONTENT = frozenset(
+    {"content", "prompt", "texts", *(field for forms in _FORMS.values() for form in forms for field in form)}
+)
+"""Fields that hold content at some door of some engine: llama.cpp reads `texts` before `documents`."""
+_REPEATED = ("instruct", "instruction", "chat_template_kwargs")
+"""What engines put into each prompt: SGLang's instruction to a reranker, the template's variables."""
+
 _BY_REFERENCE = frozenset({"file_id", "file_url"})
 _URLS = frozenset({"image_url", "audio_url", "video_url"})
-_MEDIA = frozenset(
-    {"input_image", "input_file", "input_audio", "image_url", "audio_url", "video_url", "file"}
-)
+_BASE64 = frozenset({"file_data", "input_audio"})
+_MEDIA: Mapping[str, str] = {
+    "input_image": "image_url", "image_url": "image_url", "audio_url": "audio_url", "video_url": "video_url",
+    "input_audio": "input_audio", "input_file": "file_data", "file": "file",
+    "image": "source", "document": "source",
+    "image_embeds": "image_embeds", "audio_embeds": "audio_embeds", "image_pil": "image_pil",
+}  # fmt: skip
+"""Types of parts that are not text, and which field of theirs holds the content. `source` is Anthropic's; the
+last are tensors and objects of vLLM's, which have no cost and so are refused, as in chats."""
+_PAYLOAD = frozenset({"type", "media_type", "url", "data", "file_data", "detail", "format"})
+"""Fields of what holds such content that are no text."""
+_HOLDERS = frozenset((*_MEDIA.values(), "text"))
+_TEXTS = frozenset({"text", "input_text", "output_text"})
+_UNREAD = frozenset({"type", "role", "id", "status", "cache_control", "annotations", "logprobs"})
+"""Fields of items and parts that no engine renders, or that count elsewhere (`role`)."""
+_LISTS = frozenset({"content", "output", "summary"})
+"""Fields of items and parts that hold parts."""
 _FORMATS = ("float", "base64")
 _ROLES = {"developer": "system", "tool": "user", "function": "user"}
 _OF_THE_MODEL = frozenset({"function_call", "custom_tool_call", "reasoning", "web_search_call", "mcp_call"})
@@ -107,9 +114,14 @@ class Reading:
 
 def read_body_of(door: Door, given: Mapping[str, Any]) -> Reading:
     """What takes part in the prompt. Raises BadRequest, naming the field."""
-    for field in given.keys() & NOT_FOR_CLIENTS.keys():
-        if NOT_FOR_CLIENTS[field] is not _CHOICES or given[field] != 1:
-            raise BadRequest(f"{field!r} is not accepted: {NOT_FOR_CLIENTS[field]}.", param=field)
+    rules = NOT_FOR_CLIENTS[door]
+    for field, value in given.items():
+        if field in rules:
+            try:
+                rules[field].convert(field, value)
+            except Unfit as unfit:
+                raise BadRequest(f"{field!r} is not accepted: {unfit}", param=field) from None
+    _check_form(door, given)
     match door:
         case "embeddings":
             return _embeddings(given)
@@ -123,6 +135,15 @@ def read_body_of(door: Door, given: Mapping[str, Any]) -> Reading:
             return _score(given)
 
 
+def _check_form(door: Door, given: Mapping[str, Any]) -> None:
+    """One form of content and no part of another: what is read here is what every engine reads."""
+    forms = _FORMS[door]
+    form = next((form for form in forms if any(field in given for field in form)), forms[0])
+    for field in given:
+        if field in _CONTENT and field not in form:
+            raise BadRequest(f"{field!r} is not accepted here beside {form[0]!r}.", param=field)
+
+
 # --------------------------------------------------------------------------------------- lists of texts
 
 
@@ -130,8 +151,9 @@ def _embeddings(given: Mapping[str, Any]) -> Reading:
     if given.get("encoding_format", "float") not in _FORMATS:
         raise BadRequest(f"'encoding_format' is {' or '.join(_FORMATS)} here.", param="encoding_format")
     value = given.get("input")
-    if value is None and isinstance(given.get("messages"), list):  # vLLM: one chat, of text or more
-        return Reading(messages=_turns(given["messages"], "messages"))
+    if "messages" in given:  # vLLM: one chat, of text or more
+        turns = _turns(_listed(given, "messages"), "messages")
+        return Reading(messages=_with_variables(turns, given), tools=_tools(given))
     if isinstance(value, str):
         return Reading(prompt=value, as_chat=False)
     if isinstance(value, list) and value:
@@ -152,23 +174,30 @@ def _rerank(given: Mapping[str, Any]) -> Reading:
     documents = _texts(given, "documents")
     if len(query) != 1:
         raise BadRequest("'query' must be one text.", param="query")
-    return Reading(prompt=_paired(query * len(documents), documents, "documents"))
+    return Reading(prompt=_paired(given, query * len(documents), documents, "documents"))
 
 
 def _score(given: Mapping[str, Any]) -> Reading:
-    names = next((pair for pair in _PAIRS if pair[1] in given), _PAIRS[0])
+    names = next((pair for pair in _PAIRS if pair[0] in given or pair[1] in given), _PAIRS[0])
     first, second = (_texts(given, name) for name in names)
     if len(first) == 1:
         first = first * len(second)
     if len(first) != len(second):
         raise BadRequest(f"'{names[0]}' must be one text, or as many as '{names[1]}' has.", param=names[0])
-    return Reading(prompt=_paired(first, second, names[1]))
+    return Reading(prompt=_paired(given, first, second, names[1]))
 
 
-def _paired(first: list[str], second: list[str], field: str) -> list[str]:
-    if sum(map(len, first)) + sum(map(len, second)) > MAX_PAIRED:
+def _paired(given: Mapping[str, Any], first: list[str], second: list[str], field: str) -> list[str]:
+    """The prompts: each pair, with what is repeated in all."""
+    more = "".join(f" {text}" for text in _repeated(given))
+    if sum(map(len, first)) + sum(map(len, second)) + len(more) * len(first) > MAX_PAIRED:
         raise BadRequest(f"The pairs have more than {MAX_PAIRED} characters together.", param=field)
-    return [f"{one} {other}" for one, other in zip(first, second, strict=True)]
+    return [f"{one} {other}{more}" for one, other in zip(first, second, strict=True)]
+
+
+def _repeated(given: Mapping[str, Any]) -> Iterator[str]:
+    for value in map(given.get, _REPEATED):
+        yield from _texts_in(value.values() if isinstance(value, dict) else [value])
 
 
 def _texts(given: Mapping[str, Any], field: str) -> list[str]:
@@ -182,7 +211,7 @@ def _texts(given: Mapping[str, Any], field: str) -> list[str]:
     for index, each in enumerate(values):
         if isinstance(each, dict):
             _check_references(each, f"{field}[{index}]")
-            texts.append(" ".join(_strings(each)))
+            texts.append(" ".join(_texts_in(each.values())))
         elif isinstance(each, str):
             texts.append(each)
         else:
@@ -222,32 +251,59 @@ def _responses(given: Mapping[str, Any]) -> Reading:
     else:
         raise BadRequest("'input' must be a string, or a list with at least one item.", param="input")
     plain = isinstance(value, str) or _is_plain(value)
-    tools = _tools(given)
-    return Reading(messages=turns, tools=tools, as_chat=not plain or bool(tools))
+    return _conversation(turns, given, plain=plain)
 
 
 def _messages(given: Mapping[str, Any]) -> Reading:
-    messages = given.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise BadRequest("'messages' must be a list with at least one message.", param="messages")
+    messages = _listed(given, "messages")
     turns = _turns(messages, "messages")
     if (system := given.get("system")) is not None:
-        turns.insert(0, {"role": "system", "content": _content(system, "system")})
-    plain = _is_plain(messages) and isinstance(system, str | None)
+        turns.insert(0, {"role": "system", "content": _Parts().content(system, "system")})
+    return _conversation(turns, given, plain=_is_plain(messages) and isinstance(system, str | None))
+
+
+def _conversation(turns: list[dict[str, Any]], given: Mapping[str, Any], *, plain: bool) -> Reading:
     tools = _tools(given)
-    return Reading(messages=turns, tools=tools, as_chat=not plain or bool(tools))
+    as_chat = not plain or bool(tools) or bool(given.get("chat_template_kwargs"))
+    return Reading(messages=_with_variables(turns, given), tools=tools, as_chat=as_chat)
+
+
+def _with_variables(turns: list[dict[str, Any]], given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The turns with the texts of the template's variables, wherever the template puts them."""
+    content = turns[-1]["content"]
+    for text in _repeated(given):
+        if isinstance(content, str):
+            content = f"{content}\n{text}"
+        else:
+            content = [*content, {"type": "text", "text": text}]
+    turns[-1]["content"] = content
+    return turns
+
+
+def _listed(given: Mapping[str, Any], field: str) -> list[Any]:
+    value = given.get(field)
+    if not isinstance(value, list) or not value:
+        raise BadRequest(f"'{field}' must be a list with at least one message.", param=field)
+    return value
+
+
+_PLAIN = frozenset({"role", "content", "type", "id", "status"})
 
 
 def _is_plain(items: list[Any]) -> bool:
     """Whether each item is a role and a text: of that all engines make the same chat."""
-    return all(isinstance(item.get("content"), str) and isinstance(item.get("role"), str) for item in items)
+    return all(
+        isinstance(item.get("content"), str) and isinstance(item.get("role"), str) and item.keys() <= _PLAIN
+        for item in items
+    )
 
 
 def _turns(items: list[Any], field: str) -> list[dict[str, Any]]:
-    """Items as messages of a chat: what has no content of its own (a call, its result) is all its texts."""
+    """Items as messages of a chat: what has no role (a call, its result) is its texts."""
     if len(items) > MAX_ITEMS:
         raise BadRequest(f"'{field}' takes at most {MAX_ITEMS} items.", param=field)
     turns: list[dict[str, Any]] = []
+    reader = _Parts()
     for index, item in enumerate(items):
         where = f"{field}[{index}]"
         if not isinstance(item, dict):
@@ -255,11 +311,7 @@ def _turns(items: list[Any], field: str) -> list[dict[str, Any]]:
         role = item.get("role")
         if role is not None and not isinstance(role, str):
             raise BadRequest("A role must be a string.", param=f"{where}.role")
-        if "content" in item and item["content"] is not None:
-            content = _content(item["content"], f"{where}.content")
-        else:
-            _check_references(item, where)
-            content = "\n".join(_strings(item))
+        content = reader.item(item, where)
         if role is None:
             role = "assistant" if item.get("type") in _OF_THE_MODEL else "user"
             last = turns[-1] if turns else {}
@@ -270,51 +322,114 @@ def _turns(items: list[Any], field: str) -> list[dict[str, Any]]:
     return turns
 
 
-def _content(value: Any, where: str) -> str | list[dict[str, Any]]:
-    """Content as a chat has it: a text, or parts of text and of what is not text."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise BadRequest("Content must be a string or a list of parts.", param=where)
-    parts: list[dict[str, Any]] = []
-    others = 0
-    for index, part in enumerate(value):
-        if type(part) is dict and type(part.get("text")) is str:  # hostile bodies have tens of thousands
-            parts.append({"type": "text", "text": part["text"]})
-            continue
-        others += 1
-        if others > MAX_ITEMS:
-            raise BadRequest(f"Content takes at most {MAX_ITEMS} parts that are not text.", param=where)
-        if not isinstance(part, dict):
-            raise BadRequest("A part of content must be an object.", param=f"{where}[{index}]")
-        parts += _parts(part, f"{where}[{index}]")
+Part = dict[str, Any]
+
+
+class _Parts:
+    """Items and parts of either dialect, as a text or as parts of a chat: all texts, and what is no text.
+
+    How many parts a reader looks into is bounded for all the lists together that it reads.
+    """
+
+    def __init__(self) -> None:
+        self._looked_into = 0
+
+    def item(self, item: Mapping[str, Any], where: str) -> str | list[Part]:
+        content = item.get("content")
+        if isinstance(content, str) and item.keys() <= _PLAIN and item.get("type", "message") == "message":
+            return content
+        if not isinstance(content, str | list | None):
+            raise BadRequest("Content must be a string or a list of parts.", param=f"{where}.content")
+        found: list[Part] = []
+        self._look_into(item, where, found)
+        return _joined(found)
+
+    def content(self, value: Any, where: str) -> str | list[Part]:
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, list):
+            raise BadRequest("Content must be a string or a list of parts.", param=where)
+        found: list[Part] = []
+        self._read(value, where, found)
+        return _joined(found)
+
+    def _read(self, parts: list[Any], where: str, found: list[Part]) -> None:
+        for index, part in enumerate(parts):
+            # Nothing but a text: hostile bodies have tens of thousands of them.
+            if (
+                type(part) is dict
+                and len(part) == 2
+                and type(text := part.get("text")) is str
+                and type(kind := part.get("type")) is str
+                and kind in _TEXTS
+            ):
+                found.append({"type": "text", "text": text})
+                continue
+            if not isinstance(part, dict):
+                raise BadRequest("A part of content must be an object.", param=f"{where}[{index}]")
+            self._looked_into += 1
+            if self._looked_into > MAX_ITEMS:
+                raise BadRequest(f"At most {MAX_ITEMS} parts may be more than a text.", param=where)
+            self._look_into(part, f"{where}[{index}]", found)
+
+    def _look_into(self, part: Mapping[str, Any], where: str, found: list[Part]) -> None:
+        """Whatever it calls itself: an engine may look at its type, or at the names of its fields."""
+        kind = part.get("type")
+        if kind is None:
+            kind = next((name for name in part if name in _MEDIA), "")
+        elif not isinstance(kind, str):
+            raise BadRequest("A type must be a string.", param=f"{where}.type")
+        read = {
+            name: value
+            for name, value in part.items()
+            if value is not None and (name not in _UNREAD or (name == "id" and kind == "tool_use"))
+        }
+        lists = {name: read[name] for name in _LISTS & read.keys() if isinstance(read[name], list)}
+        if (holder := _MEDIA.get(kind)) is not None:
+            if any(name != holder and name in read for name in _HOLDERS):
+                raise BadRequest(f"A part of type {kind} holds nothing but {holder!r}.", param=where)
+            self._media(kind, part, where, found)
+        free = lists.keys() | ({"input"} if kind == "tool_use" else set())  # named as their function likes
+        _check_references({"type": kind, **{name: read[name] for name in read if name not in free}}, where)
+        for name, value in read.items():
+            if name in lists:
+                self._read(value, f"{where}.{name}", found)
+            elif holder is None or (name != holder and name != "detail"):
+                found += ({"type": "text", "text": text} for text in _texts_in([value]))
+
+    def _media(self, kind: str, part: Mapping[str, Any], where: str, found: list[Part]) -> None:
+        """What a part holds that is no text, and the texts beside it; a document may be nothing but text."""
+        held, payload = part.get(_MEDIA[kind]), _PAYLOAD
+        if _MEDIA[kind] != "source":
+            found.append({"type": kind, "detail": part.get("detail")})
+        elif not isinstance(held, dict) or held.get("type") not in ("base64", "text", "content"):
+            raise BadRequest(
+                "Content must be in the request itself: base64 or text.", param=f"{where}.source"
+            )
+        elif held["type"] == "base64":
+            found.append({"type": "image_url" if kind == "image" else "file"})  # media_tokens knows them so
+        else:
+            payload = frozenset({"type", "media_type"})
+        for name, value in held.items() if isinstance(held, dict) else ():
+            if name == "content" and isinstance(value, list):
+                self._read(value, f"{where}.source.content", found)
+            elif not (name in payload and isinstance(value, str)):
+                found += ({"type": "text", "text": text} for text in _texts_in([value]))
+
+
+def _joined(parts: list[Part]) -> str | list[Part]:
     if all(part["type"] == "text" for part in parts):
         return "\n".join(part["text"] for part in parts)
     return parts
 
 
-def _parts(part: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
-    """One part of either dialect that has no text of its own, as parts of a chat."""
-    kind = part.get("type")
-    if kind in ("image", "document"):  # Anthropic
-        source = part.get("source")
-        if not isinstance(source, dict) or source.get("type") not in ("base64", "text", "content"):
-            raise BadRequest(
-                "Content must be in the request itself: base64 or text.", param=f"{where}.source"
-            )
-        if source["type"] == "base64":
-            yield {"type": "image_url" if kind == "image" else "file"}  # media_tokens knows them so
-            return
-    if kind == "tool_result" and isinstance(part.get("content"), list):
-        content = _content(part["content"], f"{where}.content")
-        yield from [{"type": "text", "text": content}] if isinstance(content, str) else content
-        return
-    if kind != "tool_use":  # arguments may be called as they like
-        _check_references(part, where)
-    if kind in _MEDIA:
-        yield {"type": kind, "detail": part.get("detail")}
-    else:
-        yield {"type": "text", "text": "\n".join(_strings(part))}
+def _texts_in(values: Iterable[Any]) -> Iterator[str]:
+    """Texts, and what else an engine would write as JSON: arguments, results, variables."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list) and value:
+            yield msgspec.json.encode(value).decode()
 
 
 def _check_references(value: Mapping[str, Any], where: str) -> None:
@@ -331,12 +446,21 @@ def _check_references(value: Mapping[str, Any], where: str) -> None:
         for name, inner in item.items():
             if name in _BY_REFERENCE and inner:
                 raise BadRequest(f"'{name}' is not supported: nothing is fetched for a client.", param=where)
-            url = inner.get("url") if isinstance(inner, dict) else inner
-            if name in _URLS and isinstance(url, str) and not url.startswith("data:"):
+            if name in _URLS and not _is_inline(inner, "url"):
                 raise BadRequest(
                     "Content must be in the request itself: a data: URL.", param=f"{where}.{name}"
                 )
+            if name in _BASE64 and not _is_inline(inner, "data", base64=True):
+                raise BadRequest("Content must be in the request itself: base64.", param=f"{where}.{name}")
         left += [each for each in item.values() if isinstance(each, dict | list)]
+
+
+def _is_inline(holder: Any, field: str, *, base64: bool = False) -> bool:
+    """Whether what holds content holds nothing that could be fetched."""
+    content = holder.get(field) if isinstance(holder, dict) else holder
+    if isinstance(content, str):
+        return content.startswith("data:") or (base64 and ":" not in content)
+    return content is None or isinstance(content, dict)  # a schema's property may be called so
 
 
 def _tools(given: Mapping[str, Any]) -> list[Any] | None:
@@ -355,23 +479,13 @@ def _tools(given: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = tool.get("input_schema", tool.get("parameters"))
+    """What else it has counts with its description."""
+    schema = next((name for name in ("input_schema", "parameters") if isinstance(tool.get(name), dict)), "")
+    known = ("type", "name", "description", "cache_control", schema)
+    others = _texts_in(value for name, value in tool.items() if name not in known)
     function = {
         "name": str(tool.get("name") or tool.get("type") or "tool"),
-        "description": str(tool.get("description") or ""),
-        "parameters": parameters if isinstance(parameters, dict) else {},
+        "description": "\n".join([str(tool.get("description") or ""), *others]),
+        "parameters": tool.get(schema, {}),
     }
     return {"type": "function", "function": function}
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """All texts in a value but the words of the protocol."""
-    left = [value]
-    while left:
-        item = left.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, dict):
-            left += [each for name, each in reversed(item.items()) if name not in ("type", "role", "id")]
-        elif isinstance(item, list):
-            left += reversed(item)

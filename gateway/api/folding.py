@@ -8,7 +8,9 @@ gateway asked for as a stream, to be able to end it:
                  deltas the items; the last event holds the whole response, which is then taken as it is
 
 A call of a tool that was not finished is no part of the document: its arguments are half a sentence, and
-clients act on calls. All else is kept as far as it came. Events that make no sense are passed over.
+clients act on calls. All else is kept as far as it came. Events that make no sense are passed over, and so
+are fields of another type than the dialect gives them: an engine's nonsense must not break a stream that its
+client could read.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -57,12 +59,24 @@ def named_event(value: Mapping[str, Any]) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (value["type"].encode(), encode_json(value))
 
 
+_SHALLOW = 1000
+"""Bytes that cannot be nested too deep."""
+
+
+def _decoded(data: bytes) -> Any:
+    """A JSON value. Raises ValueError, and RecursionError also where it could be read, but not be written
+    again as a part of an event or document of ours."""
+    if len(data) < _SHALLOW:
+        return msgspec.json.decode(data)
+    return msgspec.json.decode(b"[[[[[[[[%b]]]]]]]]" % data)[0][0][0][0][0][0][0][0]
+
+
 def _data(raw: bytes) -> Iterator[dict[str, Any]]:
     """The objects in the data lines of some events; what is none is left out."""
     for line in raw.split(b"\n"):
         if line.startswith(b"data:"):
             try:
-                value = msgspec.json.decode(line[5:])
+                value = _decoded(line[5:])
             except (ValueError, RecursionError):
                 continue
             if isinstance(value, dict):
@@ -72,7 +86,19 @@ def _data(raw: bytes) -> Iterator[dict[str, Any]]:
 def _index(event: Mapping[str, Any], field: str, default: int) -> int:
     """The number that an event bears, or what it would."""
     value = event.get(field)
-    return value if isinstance(value, int) else default
+    return value if type(value) is int and value >= 0 else default
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 class _Texts(dict[str, list[str]]):
@@ -84,7 +110,7 @@ class _Texts(dict[str, list[str]]):
 
     def written(self, into: Mapping[str, Any]) -> dict[str, Any]:
         """`into` with each text at the end of what its field held."""
-        joined = {field: "".join((str(into.get(field) or ""), *pieces)) for field, pieces in self.items()}
+        joined = {field: "".join((_text(into.get(field)), *pieces)) for field, pieces in self.items()}
         return {**into, **joined}
 
 
@@ -104,8 +130,7 @@ class _Block:
     def add(self, delta: Mapping[str, Any]) -> None:
         match delta.get("type"):
             case "input_json_delta":
-                piece = delta.get("partial_json")
-                self._arguments.append(piece if isinstance(piece, str) else "")
+                self._arguments.append(_text(delta.get("partial_json")))
             case "citations_delta":
                 self._citations.append(delta.get("citation"))
             case _:
@@ -116,13 +141,13 @@ class _Block:
         """The block as a part of a message; None for a call that is not complete."""
         block = self._texts.written(self._begun)
         if self._citations:
-            block["citations"] = [*(block.get("citations") or ()), *self._citations]
+            block["citations"] = [*_list(block.get("citations")), *self._citations]
         if "input" in self._begun:
             if self.open:
                 return None
             if arguments := "".join(self._arguments):
                 try:
-                    block["input"] = msgspec.json.decode(arguments)
+                    block["input"] = _decoded(arguments.encode())
                 except (ValueError, RecursionError):
                     return None
         return block
@@ -153,9 +178,8 @@ class MessageFold:
                         block.open = False
                 case {"type": "message_delta", "delta": {} as delta}:
                     message = self._begun()
-                    told = event.get("usage")
-                    figures = told.items() if isinstance(told, dict) else ()
-                    usage = {**(message.get("usage") or {}), **{k: v for k, v in figures if v is not None}}
+                    told = {k: v for k, v in _object(event.get("usage")).items() if v is not None}
+                    usage = {**_object(message.get("usage")), **told}
                     self._message = {**message, **delta, "usage": usage}
                 case _:
                     pass
@@ -180,13 +204,13 @@ class MessageFold:
         blocks = (block.finished() for block in self._blocks.values())
         message = {**self._begun(), "content": [block for block in blocks if block is not None]}
         if cut and not self._has_said_why:
-            told = {**(message.get("usage") or {}), **_anthropic(usage)}
+            told = {**_object(message.get("usage")), **_anthropic(usage)}
             message |= {"stop_reason": "max_tokens", "stop_sequence": None, "usage": told}
         return encode_json(message)
 
     @property
     def _has_said_why(self) -> bool:
-        return self._message is not None and self._message.get("stop_reason") is not None
+        return self._message is not None and _text(self._message.get("stop_reason")) != ""
 
     def _begun(self) -> dict[str, Any]:
         if self._message is not None:
@@ -234,11 +258,18 @@ _SPOKEN = ("message", "reasoning")
 class _Part:
     def __init__(self, begun: Mapping[str, Any]) -> None:
         self.open = True
+        self.told = False
+        """Its text has had its own end: what is left is the end of the part."""
         self.texts = _Texts()
         self._begun = begun
 
     def so_far(self) -> dict[str, Any]:
         return self.texts.written(self._begun)
+
+    def tell(self, field: str, text: object) -> None:
+        self.told = True
+        if isinstance(text, str):
+            self._begun, self.texts = {**self._begun, field: text}, _Texts()
 
     def end(self, whole: Mapping[str, Any]) -> None:
         self.open, self._begun, self.texts = False, whole, _Texts()
@@ -267,7 +298,7 @@ class _Item:
 
     def so_far(self) -> dict[str, Any]:
         item = dict(self._begun)
-        for where in _NUMBER:
+        for where in _NUMBER if self.open else ():
             if parts := [part.so_far() for (list_, _), part in self.parts.items() if list_ == where]:
                 item[where] = parts
         return item
@@ -290,23 +321,27 @@ class ResponseFold:
 
     def note(self, raw: bytes) -> None:
         for event in _data(raw):
-            if isinstance(number := event.get("sequence_number"), int):
-                self.sequence = number + 1
+            self.sequence = _index(event, "sequence_number", self.sequence - 1) + 1
             kind = event.get("type")
             if not isinstance(kind, str):
                 continue
             if isinstance(response := event.get("response"), dict):
                 self._response = response
                 self._ended = self._ended or kind in ("response.completed", "response.incomplete")
-            elif kind.endswith(".delta"):
-                self._delta(kind.removesuffix(".delta"), event)
+                continue
+            of, _, step = kind.rpartition(".")
+            if of in _PARTS:
+                self._say(of, step, event)
             else:
                 self._step(kind, event)
 
-    def _delta(self, kind: str, event: Mapping[str, Any]) -> None:
-        if kind in _PARTS:
-            where, part, field = _PARTS[kind]
-            self._item_of(event).part(event, where, part, field).texts.add(field, event.get("delta"))
+    def _say(self, of: str, step: str, event: Mapping[str, Any]) -> None:
+        where, kind, field = _PARTS[of]
+        part = self._item_of(event).part(event, where, kind, field)
+        if step == "delta":
+            part.texts.add(field, event.get("delta"))
+        elif step == "done":
+            part.tell(field, event.get(field))
 
     def _step(self, kind: str, event: Mapping[str, Any]) -> None:
         item, part = event.get("item"), event.get("part")
@@ -314,7 +349,7 @@ class ResponseFold:
             self._items[_index(event, "output_index", len(self._items))] = _Item(item)
         elif kind == "response.output_item.done" and isinstance(item, dict):
             self._item_of({"item_id": item.get("id"), **event}).end(item)
-        elif isinstance(part, dict):
+        elif isinstance(part, dict) and kind.endswith(("_part.added", "_part.done")):
             where = "summary" if "summary" in kind else "content"
             parts, key = self._item_of(event).parts, (where, _index(event, _NUMBER[where], 0))
             if kind.endswith(".added"):
@@ -325,7 +360,7 @@ class ResponseFold:
     def _item_of(self, event: Mapping[str, Any]) -> _Item:
         """The item that an event speaks of: by its index, by its id, or else the last; none so far is a
         message."""
-        index, item_id = _index(event, "output_index", -1), event.get("item_id")
+        index, item_id = _index(event, "output_index", -1), _text(event.get("item_id")) or None
         if index in self._items:
             return self._items[index]
         for item in reversed(self._items.values()):
@@ -352,7 +387,7 @@ class ResponseFold:
             for (where, number), part in item.parts.items():
                 if part.open:
                     at = {"item_id": item.id, "output_index": index, _NUMBER[where]: number}
-                    _tell_part(tell, at, where, part.so_far())
+                    _tell_part(tell, at, where, part)
             tell("response.output_item.done", output_index=index, item=_stopped(item))
         tell("response.incomplete", response=self._cut(usage))
         return b"".join(out)
@@ -394,12 +429,13 @@ def _stopped(item: _Item) -> dict[str, Any]:
     return {**item.so_far(), "status": "incomplete"}
 
 
-def _tell_part(tell: Callable[..., None], at: Mapping[str, Any], where: str, part: Mapping[str, Any]) -> None:
+def _tell_part(tell: Callable[..., None], at: Mapping[str, Any], where: str, part: _Part) -> None:
     """The events that end a part."""
-    event = _DONE.get(str(part.get("type")))
+    so_far = part.so_far()
+    event = None if part.told else _DONE.get(_text(so_far.get("type")))
     if event is not None:
         field = _PARTS[event][2]
-        logprobs = {"logprobs": part.get("logprobs") or []} if part["type"] == "output_text" else {}
-        tell(f"{event}.done", **at, **{field: part.get(field, "")}, **logprobs)
+        logprobs = {"logprobs": _list(so_far.get("logprobs"))} if so_far["type"] == "output_text" else {}
+        tell(f"{event}.done", **at, **{field: _text(so_far.get(field))}, **logprobs)
     names = {"content": "response.content_part.done", "summary": "response.reasoning_summary_part.done"}
-    tell(names[where], **at, part=part)
+    tell(names[where], **at, part=so_far)

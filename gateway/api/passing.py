@@ -36,16 +36,23 @@ class PassingStream:
     done = b""
     """Nothing is said after the last event."""
 
-    def __init__(self, dialect: Dialect, frame: Frame) -> None:
+    def __init__(self, dialect: Dialect, frame: Frame, *, may_be_cut: bool) -> None:
+        """An answer that nothing can cut is not folded: that costs time for each event, and keeps them."""
         self.cut_by: str | None = None
         self._fold = fold_of(dialect, frame)
+        self._folds = may_be_cut
+        self._numbered = b""
+        """The latest events that bear a number, where they are not folded."""
         self._cut = False
 
     def deltas(self, events: Sequence[Event]) -> bytes:
         """All bytes of `events`."""
         raw = _raw(events)
-        self._fold.note(raw)
-        self._cut = self._cut or _is_cut(events)
+        if self._folds:
+            self._fold.note(raw)
+            self._cut = self._cut or _is_cut(events)
+        elif b'"sequence_number"' in raw:
+            self._numbered = raw
         return raw
 
     def ends(self, deltas: Sequence[Delta], like: bytes | None) -> bytes:
@@ -58,6 +65,7 @@ class PassingStream:
 
     def next_sequence(self) -> int:
         """The `sequence_number` of the next event."""
+        self._fold.note(self._numbered)
         return self._fold.sequence
 
 
@@ -75,18 +83,26 @@ class PassingDocument:
 
 
 class UnstreamedDocument:
-    """A whole native answer that was asked for as a stream, so that it could be cut."""
+    """A whole native answer that was asked for as a stream, so that it could be cut.
+
+    An engine that knows no streams sends the document at once: it is passed on as it came.
+    """
 
     def __init__(self, dialect: Dialect, frame: Frame) -> None:
         self._fold = fold_of(dialect, frame)
         self._cut = False
+        self._document = b""
 
     def add(self, events: Sequence[Event]) -> None:
-        self._fold.note(_raw(events))
+        raw = _raw(events)
+        if raw.startswith(b"{"):  # as no event does
+            self._document = raw
+            return
+        self._fold.note(raw)
         self._cut = self._cut or _is_cut(events)
 
     def body(self, usage: dict[str, Any]) -> bytes:
-        return self._fold.document(usage, cut=self._cut)
+        return self._document or self._fold.document(usage, cut=self._cut)
 
 
 def stream_failure(dialect: Dialect, error: GatewayError, number: int = 0) -> bytes:

@@ -134,7 +134,8 @@ class StreamReply(_Reply):
         call, name = self._call, self.model_name()
         if call.request.native is None:
             return StreamRenderer(call.dialect, call.id, self._created, name, call.include_usage)
-        self._passing = PassingStream(call.dialect, Frame(call.id, self._created, name))
+        frame = Frame(call.id, self._created, name)
+        self._passing = PassingStream(call.dialect, frame, may_be_cut=self.answer.may_be_cut)
         return self._passing
 
     def _failure(self, error: GatewayError) -> bytes:

@@ -185,9 +185,10 @@ all other cases the client gets the sentence of the first table. Logs have the c
 (at most {attempts} attempts, and within the retry budget). *pool*: the next pool of the rule's chain may, if
 its `on:` has that word (`unavailable` and `failed` by default).
 
-**In the middle** of a stream the status has left: the client gets the same error as an event, then `[DONE]`,
-and nothing is tried elsewhere. As long as nothing of the answer has left, the status is an honest one, also
-where the engine's was 200.
+**In the middle** of a stream the status has left: the client gets the same error as an event, and nothing is
+tried elsewhere. Chats and completions end with `[DONE]` behind it; at native doors (responses, messages) the
+event is one of their dialect, and nothing comes behind it. As long as nothing of the answer has left, the
+status is an honest one, also where the engine's was 200.
 
 ## What each class means
 """
@@ -244,7 +245,7 @@ def _alike() -> str:
          _status(timeout)],
         ["timeout", "no first event within the client's own deadline", "-", "-", _status(timeout)],
         ["timeout", "silence of `timeouts.idle_s` in the middle of a stream", "-", "-",
-         "an error event `upstream_timeout`, `[DONE]`"],
+         "an error event `upstream_timeout`"],
     ]  # fmt: skip
     by_status = [[rule.name, rule.situation, f"`{rule.kind}`"] for rule in BY_STATUS]
     return "\n".join(
@@ -304,7 +305,7 @@ def _client(row: Row) -> str:
     seen = gateway_error_for(row.error, "chat")
     words = json.dumps(seen.message, ensure_ascii=False).replace("|", "¦")
     if row.begun:
-        return f"an error event `{seen.code or seen.type}`, `[DONE]`"
+        return f"an error event `{seen.code or seen.type}`"
     param = f", `{seen.param}`" if seen.param else ""
     words = words if len(words) <= _SHOWN else words[: _SHOWN - 2] + '…"'
     return f"{_status(row.error)}{param}: {words}"

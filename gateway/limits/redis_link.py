@@ -6,8 +6,10 @@ is cancelled leaves its call behind, which takes its reply to the grave. Each sc
 the call that it answers; another name than expected ends the connection.
 
 Calls are sent in the order in which they came, whether somebody waits for them or not: who gives a slot back
-and then asks for one finds it free. So each script goes whole with its first call on a connection, and by its
-digest from then on: a call that a server did not know must be sent again, and later ones overtake it.
+and then asks for one finds it free. Each has its number, and one that must be sent again is put back into its
+place in line. Where a server has handed over or forgotten a script, what was in flight behind may come back
+as well, so nothing is sent until all of that was answered. Each script goes whole with its first call on a
+connection, and by its digest from then on.
 
 Time counts from the moment a call is put in line. A call that is not answered within `timeout` fails, and its
 connection with it, together with all else that was sent on it: what became of those is unknown. One timer per
@@ -19,10 +21,12 @@ link sees to that, not one per call.
               closes the breaker
 
 Calls that are `lasting` have no deadline of their own: they wait until Redis is back, at most `keep` of them,
-and are sent again where their fate is unknown. So their scripts must have their effect once.
+and are sent again where their fate is unknown. So their scripts must have their effect once. They stay in a
+line of their own until they are answered or counted as dropped: nothing that fails other calls reaches it.
 """
 
 import asyncio
+import bisect
 import enum
 import hashlib
 import heapq
@@ -60,7 +64,8 @@ __all__ = ["Call", "NotAnswered", "RedisLink", "Script"]
 log = logging.getLogger("headgate.limits")
 
 LASTING_AT_A_TIME = 256
-"""Lasting calls in flight: settling what an outage left behind must not stand in the way of requests."""
+"""Lasting calls in flight: settling what an outage left behind must not stand in the way of requests, which
+overtake what is beyond."""
 
 
 class NotAnswered(StoreUnavailable):
@@ -117,11 +122,11 @@ class Call:
         self.lasting = lasting
         self.name = b""
         self.number = 0
-        """Its place in line."""
+        """Its place in line; the greeting's is 0, before all others."""
         self.began = self.deadline = 0.0
         self.sent = False
         self.whole = False
-        """Send the source: the server may not know the digest, or did not."""
+        """It was sent with its source: the server may not have known the digest."""
         self.tries = 0
 
     @property
@@ -193,10 +198,10 @@ class RedisLink:
         self._posted = 0
         self._known: set[str] = set()
         """Digests of the scripts that were sent whole on this connection."""
-        self._first: deque[Call] = deque()
-        """The greeting, and calls that are sent again: before all others."""
-        self._queue: deque[Call] = deque()
-        self._kept: deque[Call] = deque()
+        self._queue: list[Call] = []
+        """Calls to be sent, by number. While the breaker is open, none but the greeting."""
+        self._kept: list[Call] = []
+        """Lasting calls to be sent, by number."""
         self._flight: deque[Call] = deque()
         self._lasting_in_flight = 0
         self._wake = asyncio.Event()
@@ -205,6 +210,8 @@ class RedisLink:
         """Of the connection that there is: done with the reason when it is to end."""
         self._leaving: str | None = None
         """The connection is to end as soon as what is in flight has been answered, for this reason."""
+        self._holding = False
+        """Nothing is sent until what is in flight has been answered: it may have to be sent again."""
         self._moved_to: Host | None = None
         self._greeting: Call | None = None
         self._greeted = False
@@ -254,7 +261,7 @@ class RedisLink:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while self.up and not self._ended and loop.time() < end:
-            if not (self._first or self._queue or self._kept or self._flight):
+            if not (self._queue or self._kept or self._flight):
                 return
             await asyncio.sleep(0.005)
 
@@ -268,12 +275,16 @@ class RedisLink:
             self._timer = loop.call_at(call.deadline, self._expire)
 
     def _retain(self, call: Call) -> None:
-        if len(self._kept) >= self._keep:
-            self._kept.popleft()
-            self.dropped += 1
         call.number = self._posted = self._posted + 1
-        self._kept.append(call)
+        self._keep_one(call)
         self._wake.set()
+
+    def _keep_one(self, call: Call) -> None:
+        """In its place; where there are too many, the oldest goes."""
+        bisect.insort(self._kept, call, key=_place)
+        if len(self._kept) > self._keep:
+            del self._kept[0]
+            self.dropped += 1
 
     # ---------------------------------------------------------------------------------------- its task
 
@@ -291,7 +302,7 @@ class RedisLink:
             self._ended = True
             if self._timer is not None:
                 self._timer.cancel()
-            self._fail([*self._first, *self._queue, *self._flight], "the link is closed")
+            self._fail_queue("the link is closed")
 
     async def _serve(self, greeting: Call) -> bool:
         """Connect and serve until the connection is lost; whether its greeting was answered."""
@@ -301,22 +312,18 @@ class RedisLink:
         except Exception as error:  # whatever it is, it is looked for again: without this task nothing is
             reason = f"no connection: {str(error) or type(error).__name__}"
             # What waits could only wait on: nothing was sent, so it may be decided otherwise at once.
-            waiting = [*self._first, *self._queue]
-            self._first.clear()
-            self._queue.clear()
-            self._fail(waiting, reason)
+            self._fail_queue(reason)
             self._failed(reason)
             return False
         loop = asyncio.get_running_loop()
-        self._first = deque(call for call in self._first if call is not self._greeting)
-        self._first.appendleft(greeting)
+        self._queue.insert(0, greeting)
         greeting.began = loop.time()
         greeting.deadline = greeting.began + self._timeout
         if self._timer is None:
             self._timer = loop.call_at(greeting.deadline, self._expire)
         self._greeting, self._greeted = greeting, False
         self._known.clear()
-        self._leaving = None
+        self._leaving, self._holding = None, False
         self._lost = lost = loop.create_future()
         self._wake.set()
         both = [
@@ -330,6 +337,7 @@ class RedisLink:
             for task in both:
                 task.cancel()
             self._forget_flight("the link is closed")
+            self._queue = [call for call in self._queue if call is not greeting]
             try:
                 await asyncio.wait(both, timeout=1)
             finally:
@@ -352,24 +360,20 @@ class RedisLink:
 
     def _take(self) -> list[bytes]:
         """What is to be sent now; it counts as in flight from here on."""
-        if self._leaving is not None:
+        if self._leaving is not None or self._holding:
             return []
-        calls = [*self._first]
-        self._first.clear()
-        if self.up:
-            lasting: list[Call] = []
+        lasting: list[Call] = []
+        if self.up and self._kept and self._lasting_in_flight < LASTING_AT_A_TIME:
             room = LASTING_AT_A_TIME - self._lasting_in_flight
-            if self._kept and room > 0:
-                loop = asyncio.get_running_loop()
-                deadline = loop.time() + self._timeout
-                for _ in range(min(room, len(self._kept))):
-                    call = self._kept.popleft()
-                    call.deadline = deadline
-                    lasting.append(call)
-                if self._timer is None:
-                    self._timer = loop.call_at(deadline, self._expire)
-            calls += heapq.merge(self._queue, lasting, key=_place)
-            self._queue.clear()
+            lasting, self._kept = self._kept[:room], self._kept[room:]
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + self._timeout
+            for call in lasting:
+                call.deadline = deadline
+            if self._timer is None:
+                self._timer = loop.call_at(deadline, self._expire)
+        calls = list(heapq.merge(self._queue, lasting, key=_place)) if lasting else self._queue
+        self._queue = []
         packed = []
         for call in calls:
             if call.abandoned:
@@ -377,9 +381,8 @@ class RedisLink:
             self._counter += 1
             call.name = b"%d" % self._counter
             call.sent = True
-            if call.script.digest not in self._known:
-                self._known.add(call.script.digest)
-                call.whole = True
+            call.whole = call.script.digest not in self._known
+            self._known.add(call.script.digest)
             self._lasting_in_flight += call.lasting
             self._flight.append(call)
             packed.append(call.packed())
@@ -408,9 +411,13 @@ class RedisLink:
                     return
                 else:
                     self._answered(call, reply)
-                if self._leaving is not None and not self._flight:
-                    self._lose(self._leaving)
-                    return
+                if not self._flight:
+                    if self._leaving is not None:
+                        self._lose(self._leaving)
+                        return
+                    if self._holding:
+                        self._holding = False
+                        self._wake.set()
         except (RedisError, OSError, TimeoutError) as error:
             self._lose(f"connection lost: {error}")
         except Exception:
@@ -444,7 +451,8 @@ class RedisLink:
     def _refused(self, call: Call, error: RedisError) -> None:
         match _meaning(error):
             case _Bad.NO_SCRIPT if not call.whole:  # forgotten since: SCRIPT FLUSH
-                call.whole = True
+                self._known.clear()
+                self._holding = True
                 self._again(call)
             case _Bad.ELSEWHERE:
                 if self._leaving is None:
@@ -453,18 +461,17 @@ class RedisLink:
                         self._moved_to = (error.host, error.port)
                     self._failed(self._leaving)
                 call.tries += 1
-                if call.lasting:
-                    self._kept.appendleft(call)
-                elif call.tries < 2 and call is not self._greeting and self.up:
+                if call.lasting or (call.tries < 2 and call is not self._greeting):
                     self._again(call)
                 else:
                     call.sent = False
                     call.fail(str(error))
             case _Bad.UNABLE:
-                call.sent = False
-                call.fail(str(error))
                 if call.lasting:
-                    self._kept.append(call)  # with the next greeting that is answered
+                    self._again(call)  # with what is sent next, or the next greeting that is answered
+                else:
+                    call.sent = False
+                    call.fail(str(error))
                 self._failed(f"{type(error).__name__}: {error}")
                 if call is self._greeting:
                     self._leaving = str(error)
@@ -479,27 +486,30 @@ class RedisLink:
                 log.error("Redis refuses %s.lua: %s", call.script.name, error)
 
     def _again(self, call: Call) -> None:
-        """Nothing was done: send it once more, before all that was not sent yet."""
+        """Nothing was done: back into its place in line."""
         call.sent = False
-        self._first.append(call)
-        self._wake.set()
+        if call.lasting:
+            self._keep_one(call)
+        elif self.up:
+            bisect.insort(self._queue, call, key=_place)
+        else:
+            call.fail(self.reason)
 
     def _expire(self) -> None:
         """The one timer: fail what is overdue."""
         loop = asyncio.get_running_loop()
         self._timer = None
         now = loop.time()
-        overdue = [call for line in (self._first, self._queue) for call in line if call.deadline <= now]
+        overdue = [call for call in self._queue if call.deadline <= now]
         if overdue:
             self._fail(overdue, f"not sent within {self._timeout * 1000:.0f} ms")
-            self._first = deque(call for call in self._first if call.deadline > now)
-            self._queue = deque(call for call in self._queue if call.deadline > now)
+            self._queue = [call for call in self._queue if call.deadline > now]
             if self._lost is None and now - self._late_at >= self._timeout:
                 self._late_at = now
                 self._failed("connecting takes too long")
         if self._greeting in overdue or any(call.deadline <= now for call in self._flight):
             self._lose(f"no answer within {self._timeout * 1000:.0f} ms")
-        waiting = [call.deadline for line in (self._flight, self._first, self._queue) for call in line]
+        waiting = [call.deadline for line in (self._flight, self._queue) for call in line]
         if waiting:
             self._timer = loop.call_at(max(min(waiting), now + 0.001), self._expire)
 
@@ -512,14 +522,22 @@ class RedisLink:
         self._lost.set_result(reason)
         if (self._flight or not self._greeted) and self._leaving is None:
             self._failed(reason)
+        self._leaving = self._leaving or reason  # nothing more is sent on it
         self._forget_flight(reason)
 
     def _forget_flight(self, reason: str) -> None:
         flight = list(self._flight)
         self._flight.clear()
         self._lasting_in_flight = 0
-        self._kept.extendleft(call for call in reversed(flight) if call.lasting)
-        self._fail(flight, reason)
+        for call in flight:
+            if call.lasting:
+                self._keep_one(call)
+            else:
+                call.fail(reason)
+
+    def _fail_queue(self, reason: str) -> None:
+        queue, self._queue = self._queue, []
+        self._fail(queue, reason)
 
     def _fail(self, calls: Sequence[Call], reason: str) -> None:
         for call in calls:
@@ -531,13 +549,10 @@ class RedisLink:
             self.up = False
             self.reason = reason
             self.opened += 1
-            self._leaving = (
-                self._leaving or reason
-            )  # a greeting on a new connection is what closes the breaker
+            # A greeting on a new connection is what closes the breaker.
+            self._leaving = self._leaving or reason
             log.warning("limits cannot be kept at %s (%s): each follows its store_down", self._shown, reason)
-            self._fail([*self._first, *self._queue], reason)
-            self._first.clear()
-            self._queue.clear()
+            self._fail_queue(reason)
 
 
 _UNABLE = ("OOM", "MISCONF", "NOREPLICAS", "NOPERM", "NOAUTH", "WRONGPASS")

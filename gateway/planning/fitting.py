@@ -29,8 +29,8 @@ __all__ = ["Constant", "Fit", "Residuals", "Sample", "fit"]
 Kind = Literal["prefill", "decode"]
 
 NAMES = ("base", "e", "b", "q", "d", "request", "s")
-WITHOUT = 6
-"""Constants of a fit without s."""
+PLAIN = NAMES.index("s")
+"""How many constants a fit without s has."""
 WORTH_IT = 0.8
 """Decode residuals with s, as a part of those without, up to which s is kept."""
 UNSURE = 1 / 3
@@ -113,11 +113,11 @@ def fit(samples: Iterable[Sample], *, hinge: int = 172, step_tokens: int = 8192)
     Raises ValueError where there are fewer samples than constants, or one of no time.
     """
     samples = list(samples)
-    if len(samples) < WITHOUT:
-        raise ValueError(f"{len(samples)} samples do not determine {WITHOUT} constants")
+    if len(samples) < PLAIN:
+        raise ValueError(f"{len(samples)} samples do not determine {PLAIN} constants")
     if any(sample.seconds <= 0 for sample in samples):
         raise ValueError("a sample that took no time")
-    plain = _fit(samples, hinge, step_tokens, WITHOUT)
+    plain = _fit(samples, hinge, step_tokens, PLAIN)
     if len(samples) <= len(NAMES) or len({each.sequences for each in samples if each.kind == "decode"}) < 3:
         return plain
     wide = _fit(samples, hinge, step_tokens, len(NAMES))

@@ -136,7 +136,7 @@ class Accounts:
 
     def owed(self, account: Account) -> bool:
         """Whether others hold more than their share, and this tenant neither does nor is ahead."""
-        return self._over > 0 and not account.standing
+        return self.contended and self._over > 0 and not account.standing
 
     def judge(self, account: Account) -> None:
         """Set the standing of a tenant anew."""
@@ -158,11 +158,11 @@ class Accounts:
                 flow.line.note(flow)
 
     def review(self) -> None:
-        """Set the standing of everybody who stands back anew: others may have gone."""
+        """Set the standing of everybody who stands back, or may have to, anew: others may have gone."""
         if not self.fair:
             return
         for account in self._accounts.values():
-            if account.waiting and (account.standing or self.contended):
+            if account.standing or (account.waiting and self.contended):
                 self.judge(account)
 
     def _charge(self, account: Account, tokens: float) -> None:

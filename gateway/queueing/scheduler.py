@@ -183,6 +183,8 @@ class PoolScheduler:
             self._refresh(now)
         if self.replicas.expecting:
             self.replicas.expire(now)
+        if self._accounts.contended and not self._backlog.requests:
+            self._weigh(now)
         self._measure(item)
         if self.replicas.lanes and self.replicas.long_set.arrived(now, item.long, item.work):
             self.replicas.size_long_set(now)
@@ -236,6 +238,7 @@ class PoolScheduler:
         if self.replicas.expecting:
             self.replicas.expire(now)
         if not self._backlog.requests:
+            self._weigh(now)
             self._lend_all(now)
             return
         if now >= self.replicas.refresh_at:
@@ -246,22 +249,24 @@ class PoolScheduler:
             self.replicas.kept.long and self.replicas.kept.ledger.usable()
         ):
             self.replicas.kept = None
-        self._accounts.contended = self._is_contended(now)
-        self._accounts.review()
+        self._weigh(now)
         self._shed(now)
         self._serve_all(now)
         for line in tuple(self._lines.values()):
             self._borrow(line, now)
 
-    def _is_contended(self, now: float) -> bool:
-        """Whether tenants are held to their shares.
+    def _weigh(self, now: float) -> None:
+        """Find out whether tenants are held to their shares, and who stands back.
 
         Once a line was long it must become short: else a flood would keep it just below the threshold, and
         everybody would wait that long.
         """
         after = self.policy.fair_after
         self._line_is_long = self.drain_time() > (after * STILL_CONTENDED if self._line_is_long else after)
-        return self._line_is_long or now < self._pressed_until or after == 0
+        contended = self._line_is_long or now < self._pressed_until or after == 0
+        if self._backlog.requests or contended != self._accounts.contended:
+            self._accounts.contended = contended
+            self._accounts.review()
 
     def freed(self, ledger: ReplicaLedger) -> None:
         """A replica has more room than before."""

@@ -154,8 +154,15 @@ def test_retry_after_is_read_in_seconds(value: str, expected: float | None) -> N
             {"error": {"message": "m", "type": "t", "param": "p", "code": 404}},
             EngineWords("m", "t", 404, "p"),
         ),
-        ({"error": {"message": "m", "type": "t", "code": "503"}}, EngineWords("m", "t 503", 503)),
-        ({"error": {"message": "m", "code": "model_not_found"}}, EngineWords("m", "model_not_found")),
+        ({"error": {"message": "m", "type": "t", "code": "503"}}, EngineWords("m", "t", 503)),
+        (
+            {"error": {"message": "m", "type": None, "code": "model_not_found"}},
+            EngineWords("m", "", None, None, "model_not_found"),
+        ),
+        (
+            {"error": {"message": "m", "type": "invalid_request_error", "code": "invalid_value"}},
+            EngineWords("m", "invalid_request_error", None, None, "invalid_value"),
+        ),
         ({"error": {"message": "m", "http_status_code": 422}}, EngineWords("m", "", 422)),
         ({"error": "text", "error_type": "overloaded"}, EngineWords("text", "overloaded")),
         ({"object": "error", "message": "m", "type": "t", "code": 400}, EngineWords("m", "t", 400)),

@@ -20,8 +20,10 @@ from backends.contract import (
     NativeRequest,
     Usage,
 )
-from backends.doors import ALL_DOORS, NO_DOORS, PATHS, NativeDoors
+from backends.doors import ALL_DOORS, BOUNDS, NO_DOORS, NOT_FOR_CLIENTS, PATHS, NativeDoors
+from backends.mapping import NEVER, NOTHING, How, Rule, Unfit
 from backends.openai_errors import OPENAI
+from backends.openai_parameters import COMMON
 from backends.registry import REGISTRY
 from tests.backends.folding import decode_body
 
@@ -159,18 +161,67 @@ def test_values_leave_byte_by_byte():
     [
         ("responses", {"max_tokens": 5}, {"max_output_tokens": 5, "store": False}),
         ("responses", {}, {"max_output_tokens": 9, "store": False}),
-        ("embeddings", {"max_tokens": 0}, {"max_output_tokens": 9, "store": True}),
-        (
-            "messages",
-            {"parameters": {"cache_salt": "s"}},
-            {"max_output_tokens": 9, "store": True, "cache_salt": "s"},
-        ),
+        ("embeddings", {"max_tokens": 0}, {"store": True}),
+        ("messages", {"parameters": {"cache_salt": "s"}}, {"store": True, "cache_salt": "s"}),
     ],
 )
 def test_what_is_put_in(door: Door, more: dict[str, Any], fields: dict[str, Any]):
     body = json.dumps({"model": "m", "max_output_tokens": 9, "store": True}).encode()
     sent = json.loads(DOORS.encode(native(door, body, **more)).body)
     assert sent == {"model": "own", **fields}
+
+
+@pytest.mark.parametrize("door", PATHS)
+def test_what_is_not_for_clients_never_leaves(door: Door):
+    """Not even with a value that asks for nothing: llama.cpp's `n_predict` of -1 wins over the bound, and so
+    do the names of other doors' bounds."""
+    body = json.dumps({"kept": 1, **dict.fromkeys(NOT_FOR_CLIENTS[door], -1)}).encode()
+    sent = json.loads(DOORS.encode(native(door, body, max_tokens=5)).body)
+    assert sent.pop("store", False) is False
+    assert sent.pop(BOUNDS.get(door, ""), 5) == 5
+    assert sent == {"kept": 1, "model": "own"}
+
+
+def _passes(rule: Rule, name: str, value: Any) -> bool:
+    try:
+        rule.convert(name, value)
+    except Unfit:
+        return False
+    return True
+
+
+MAY_ASK_FOR_NOTHING: tuple[Any, ...] = (*NOTHING, True, 1, -1, 1.0)
+ASK_FOR_SOMETHING: tuple[Any, ...] = (2, "x", ["x"], {"x": 1})
+
+
+def test_what_is_not_for_clients_is_what_chats_refuse():
+    """What no engine of those whose bodies are passed on takes in a chat, unless engines merely lack it; and
+    what asks for nothing there is let through here."""
+    tables = [
+        table
+        for kind in REGISTRY.kinds()
+        if (adapter := REGISTRY.adapter(kind, {})).doors is not NO_DOORS
+        for table in (adapter.tables.chat, adapter.tables.completions)  # type: ignore[attr-defined]  # all have
+    ]
+    rules: dict[str, list[Rule]] = {}
+    for table in tables:
+        for name, rule in table.rules.items():
+            rules.setdefault(name, []).append(rule)
+    lacked = COMMON.keys() - NEVER.keys()
+    never = {
+        name: found
+        for name, found in rules.items()
+        if name not in lacked and all(rule.how is How.REFUSED for rule in found)
+    }
+    assert {"n_predict", "n_probs", "cache_prompt", "verbose", "custom_params", "lora_path"} <= never.keys()
+    for door, here in NOT_FOR_CLIENTS.items():
+        assert never.keys() <= here.keys()
+        for name, found in never.items():
+            for value in MAY_ASK_FOR_NOTHING:
+                if all(_passes(rule, name, value) for rule in found):
+                    assert _passes(here[name], name, value), (door, name, value)
+            for value in ASK_FOR_SOMETHING:
+                assert not _passes(here[name], name, value), (door, name, value)
 
 
 @pytest.mark.parametrize("kind", REGISTRY.kinds())
@@ -266,6 +317,11 @@ def test_data_over_several_lines_is_renamed_too():
             ],
             ErrorKind.ENGINE,
         ),
+        (
+            "responses",
+            [event("error", code="rate_limit_exceeded", message="busy", param=None)],
+            ErrorKind.OVERLOADED,
+        ),
         ("responses", [*RESPONSE[:3], b'data: {"error": {"message": "oh"}}\n\n'], ErrorKind.ENGINE),
     ],
 )
@@ -287,11 +343,22 @@ def test_an_answer_without_a_piece_is_an_answer():
     assert raw(told).count(b"event: ") == 6
 
 
-def test_a_document_in_place_of_a_stream_has_failed():
-    assert failure(read(b'{"content": []}')).kind is ErrorKind.ENGINE
-    assert (
-        failure(read(b'{"error": {"message": "x", "type": "overloaded_error"}}')).kind is ErrorKind.OVERLOADED
-    )
+@pytest.mark.parametrize("body", [b"{}", b'{"stream": false}', b'{"stream": true }'])
+def test_a_document_in_place_of_a_stream(body: bytes):
+    """It is an answer where only the gateway wanted a stream, and none where the client did."""
+    request = native(body=body, stream=True)
+    told = decode_body(DOORS.decoder(request), b'{"model": "own", "content": []}')
+    if b"true" in body:
+        assert failure(told).kind is ErrorKind.ENGINE
+    else:
+        assert json.loads(raw(told)) == {"model": "public", "content": []}
+        assert isinstance(told[-1], Done)
+    assert failure(decode_body(DOORS.decoder(request), b'{"odd": []}')).kind is ErrorKind.ENGINE
+    busy = b'{"error": {"message": "x", "type": "overloaded_error"}}'
+    assert failure(decode_body(DOORS.decoder(request), busy)).kind is ErrorKind.OVERLOADED
+
+
+def test_a_stream_in_place_of_a_document_has_failed():
     assert failure(read(MESSAGE[0], stream=False)).kind is ErrorKind.ENGINE
 
 

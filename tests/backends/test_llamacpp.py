@@ -164,6 +164,18 @@ def test_one_likely_token_is_the_least_it_tells() -> None:
     assert "top_logprobs" not in json.loads(ADAPTER.encode(_request()).body)
 
 
+def test_arguments_that_are_no_json_are_the_clients_to_mend() -> None:
+    """It calls them a 500, and every replica would."""
+    decoder = ADAPTER.decoder(_request())
+    decoder.head(500, {"content-type": "application/json"})
+    message = "Failed to parse tool call arguments as JSON: parse error at line 1"
+    decoder.feed(json.dumps({"error": {"code": 500, "message": message, "type": "server_error"}}).encode())
+    (failure,) = decoder.end()
+    assert isinstance(failure, Failure)
+    assert (failure.error.kind, failure.error.param) == (ErrorKind.CLIENT, "messages")
+    assert not failure.error.retryable
+
+
 def test_too_long_is_the_clients_to_mend() -> None:
     decoder = ADAPTER.decoder(_request())
     decoder.head(400, {"content-type": "application/json"})

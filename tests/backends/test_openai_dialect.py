@@ -219,6 +219,23 @@ def test_tool_calls_are_kept_and_end_as_tool_calls() -> None:
         assert fold(got).complete
 
 
+def test_parallel_tool_calls_of_a_stream_are_told_apart_by_their_index() -> None:
+    """Begun in one delta, their arguments in pieces by turns, for two choices at once."""
+
+    def call(index: int, arguments: str, **more: Any) -> dict[str, Any]:
+        name = {"name": f"f{index}"} if more else {}
+        return {"index": index, **more, "function": {**name, "arguments": arguments}}
+
+    begun = [call(index, "", id=f"c{index}", type="function") for index in range(2)]
+    turns = [call(1, "{"), call(0, "{"), call(0, "}"), call(1, "}")]
+    repeated = [{**turn, "id": f"c{turn['index']}"} for turn in turns]  # TGI
+    pieces = [begun, *([each] for each in repeated)]
+    body = sse(*(chunk({"tool_calls": piece}, index=at) for piece in pieces for at in range(2)))
+    got = [event for event in events(body, 2) if isinstance(event, Delta) and event.tool_calls]
+    expected = [begun, *([each] for each in turns)]
+    assert [[delta.tool_calls for delta in got if delta.index == at] for at in range(2)] == [expected] * 2
+
+
 def test_other_fields_of_the_delta_are_extra_unless_empty() -> None:
     """Reasoning text reaches the client; nulls and empty values of an engine's own fields do not."""
     delta: dict[str, Any] = {
@@ -289,6 +306,17 @@ def test_a_whole_tool_call_gets_an_index_and_text_arguments() -> None:
     assert first.tool_calls is not None
     assert [call["index"] for call in first.tool_calls] == [0, 1]
     assert first.tool_calls[0]["function"] == {"name": "f", "arguments": '{"a":1}'}
+
+
+def test_calls_of_a_whole_answer_are_told_apart_by_their_place() -> None:
+    """Two that an engine both calls number 0, or by odd numbers, are two calls, each with its id and name."""
+    calls = [
+        {"index": index, "id": f"c{at}", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        for at, index in enumerate((0, 0, 7))
+    ]
+    first = events(whole({"content": None, "tool_calls": calls}))[0]
+    assert isinstance(first, Delta)
+    assert first.tool_calls == [{**call, "index": at} for at, call in enumerate(calls)]
 
 
 def test_an_empty_text_with_a_reason_is_an_answer() -> None:

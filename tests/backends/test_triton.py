@@ -295,6 +295,23 @@ def test_events_of_a_stream() -> None:
 
 
 @pytest.mark.parametrize(
+    ("pieces", "tokens"),
+    [
+        (["a", " b"], 2),
+        (["a", " b", ""], 2),  # the event of the end
+        (["a", "", "漢", ""], 3),  # half a character is a token too
+        (["a", "", ""], 2),  # cut within one
+        ([""], 0),
+    ],
+)
+def test_an_event_with_text_is_a_token_where_no_count_is_told(pieces: list[str], tokens: int) -> None:
+    """And so is one without, unless it is the last."""
+    decoder = wire.TritonDecoder(stops=(), max_tokens=None, text_mode="delta")
+    told = decode_body(decoder, b"".join(map(event, pieces)))
+    assert sum(each.tokens for each in told if isinstance(each, Delta)) == tokens
+
+
+@pytest.mark.parametrize(
     ("told", "expected"),
     [([1, 2, 3], 3), ([1, 1, 1], 3), ([2, 1, 2], 5), ([None, None, 4], 4), (["1", None, None], None)],
 )

@@ -25,6 +25,16 @@ def test_what_is_refused(field: str) -> None:
     assert ADAPTER.unsupported(_request()) is None
 
 
+def test_a_choice_of_tools_is_refused_for_what_the_engine_lacks() -> None:
+    """On a chat: it belongs there, and only a parser of tool calls is missing."""
+    refusal = ADAPTER.unsupported(_request(tool_choice="required"))
+    assert refusal is not None
+    assert refusal.param == "tool_choice"
+    assert "parses no tool calls" in refusal.message
+    assert "--" not in refusal.message
+    assert ADAPTER.unsupported(_request(tool_choice="auto")) is None
+
+
 def test_a_bound_is_always_sent() -> None:
     """Its own default is 16 tokens."""
     assert json.loads(ADAPTER.encode(_request()).body)["max_tokens"] == 1024

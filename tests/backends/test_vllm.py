@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from backends.contract import Answer, GenerateRequest
+from backends.contract import Answer, ErrorKind, Failure, GenerateRequest
 from backends.vllm.adapter import VllmAdapter
+from gateway.engine_errors import gateway_error_for
 
 ADAPTER = VllmAdapter()
 METRICS = b"""
@@ -49,6 +50,27 @@ def test_what_is_refused(field: str) -> None:
     assert refusal is not None
     assert refusal.param == field
     assert ADAPTER.unsupported(_request(**{field: None})) is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+        'tool_choice="required" requires --tool-call-parser to be set',
+        'tool_choice=function "f" requires --tool-call-parser to be set',
+    ],
+)
+def test_tools_that_it_was_not_started_for_are_unsupported(message: str) -> None:
+    """The next pool may have them; and flags are not for clients."""
+    decoder = ADAPTER.decoder(_request())
+    decoder.head(400, {"content-type": "application/json"})
+    decoder.feed(json.dumps({"error": {"message": message, "type": "BadRequestError", "code": 400}}).encode())
+    (failure,) = decoder.end()
+    assert isinstance(failure, Failure)
+    assert (failure.error.kind, failure.error.param) == (ErrorKind.UNSUPPORTED, "tools")
+    shown = gateway_error_for(failure.error, "chat")
+    assert (shown.status, shown.param) == (400, "tools")
+    assert "--" not in shown.message
 
 
 def test_a_dead_engine_core_is_not_live() -> None:

@@ -1,7 +1,9 @@
 """The doors beside chat and completions, through the official SDKs and a real uvicorn."""
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +278,69 @@ async def test_a_client_that_leaves_stops_the_engine(path: str, tmp_path: Path) 
         assert (await http.post(path, json={**body, "max_tokens": 3})).status_code == 200
         await here.wait_at_rest()
         assert (await sends(here)) == {"abandoned": 1, "error": 1, "ok": 1}
+
+
+@contextlib.asynccontextmanager
+async def always(content_type: str, body: bytes) -> AsyncIterator[str]:
+    """An engine that gives one answer to everything; yields its URL."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n" % content_type.encode())
+        writer.write(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-headgate-stop-after-ms": "60000"}], ids=["free", "timed"])
+async def test_events_that_make_no_sense_are_passed_on(headers: dict[str, str], tmp_path: Path) -> None:
+    """And over, by what follows the stream for an end of our own."""
+    begun = {"type": "text", "text": 1, "citations": 5}
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": {"id": "m", "model": "own", "usage": 5}},
+        {"type": "content_block_start", "index": "0", "content_block": begun},
+        {"type": "content_block_delta", "index": None, "delta": {"type": "citations_delta", "citation": 1}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Water"}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}},
+        {"type": "message_stop"},
+    ]
+    stream = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events)
+    async with always("text/event-stream", stream) as url:
+        engines = {"pool": {"kind": "openai", "url": url, "served": "own"}}
+        pools = {"pool": {"doors": ["messages"]}}
+        async with world(tmp_path, engines, pools=pools) as here, here.http() as http:
+            answer = await http.post("/v1/messages", json={**ASK, "stream": True}, headers=headers)
+            assert answer.status_code == 200
+            told = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+            assert told[1:] == events[1:]
+            assert told[0]["message"] == {"id": "m", "model": "m", "usage": 5}
+            await here.wait_at_rest()
+            assert (await sends(here)) == {"ok": 1}
+            if headers:
+                whole = await http.post("/v1/messages", json=ASK, headers=headers)
+                assert whole.json()["content"][0]["citations"] == [1]
+
+
+@pytest.mark.parametrize("by", ["stop-after", "max-generation", "limit"])
+async def test_an_engine_that_knows_no_streams_answers_under_a_budget(by: str, tmp_path: Path) -> None:
+    """It is asked for a stream, so that its answer could be cut, and sends the whole. To a client that wants
+    a stream that is none."""
+    document = {"object": "response", "model": "own", "status": "completed", "output": [], "odd": 1.5}
+    headers = {"x-headgate-stop-after-ms": "60000"} if by == "stop-after" else {}
+    limits = [{"tokens": 10_000, "per": "day", "overrun": "cut"}] if by == "limit" else []
+    body = {"model": "m", "input": "Tell all."}
+    async with always("application/json", json.dumps(document).encode()) as url:
+        engines = {"pool": {"kind": "openai", "url": url, "served": "own"}}
+        pools = {"pool": {"max_generation_ms": 60_000} if by == "max-generation" else {}}
+        async with world(tmp_path, engines, pools=pools, limits=limits) as here, here.http() as http:
+            answer = await http.post("/v1/responses", json=body, headers=headers)
+            assert (answer.status_code, answer.json()) == (200, {**document, "model": "m"})
+            streamed = await http.post("/v1/responses", json={**body, "stream": True}, headers=headers)
+            assert streamed.status_code == 502
 
 
 async def sends(here: World) -> dict[str, int]:

@@ -372,6 +372,22 @@ async def test_slow_heads_are_not_waited_for(
         assert (await exchange(here, sent)).startswith(b"HTTP/1.1 408 ")
 
 
+async def test_a_client_that_offers_http_2_is_served(tmp_path: Path) -> None:
+    """As Java's own client does with each request over plain HTTP."""
+    upgrade = {
+        "connection": "Upgrade, HTTP2-Settings",
+        "upgrade": "h2c",
+        "http2-settings": "AAEAAEAAAAIAAAAB",
+    }
+    async with world(tmp_path, {"pool": {"kind": "trtllm"}}) as here, here.http() as http:
+        for _ in range(2):
+            answer = await http.post("/v1/chat/completions", json=CHAT, headers=upgrade)
+            assert answer.status_code == 200, answer.text
+        assert here.engine().statistics().requests == 2
+        headers = here.engine().statistics().recent[0].headers
+        assert not {"upgrade", "http2-settings"} & headers.keys()
+
+
 async def test_a_kept_connection_serves_many_requests(tmp_path: Path) -> None:
     async with world(tmp_path, {"pool": {"kind": "trtllm"}}) as here, here.http() as http:
         for _ in range(3):

@@ -101,6 +101,13 @@ async def test_a_mirror_that_fails_or_hangs_is_not_noticed(tmp_path: Path) -> No
         labels = {"pool": "staging", "outcome": "error"}
         metrics = here.gateway.metrics.registry
         assert metrics.get_sample_value("headgate_mirror_attempts_total", labels) == 1
+    pools = {"staging": {"timeouts": {"total_s": 0.2}}}
+    async with world(tmp_path, POOLS, pools=pools, rules=rules) as here:
+        here.engines["staging-1"].arm("hang")
+        assert await answered_by(here) == ("stable", 1)
+        await until(lambda: mirrored(here, "failed") == 1)
+        metrics = here.gateway.metrics.registry
+        assert metrics.get_sample_value("headgate_mirror_attempts_total", labels) == 1, "its time was over"
     async with world(tmp_path, POOLS, rules=rules, at_rest=False) as here:
         here.engines["staging-1"].arm("hang")
         for _ in range(3):

@@ -25,6 +25,7 @@ from gateway.errors import (
         ("temperature must be in [0, 2]; got 2.5", "temperature must be in [0, 2]; got 2.5"),
         ("tokens/s and and/or, 1.2.3", "tokens/s and and/or, 1.2.3"),
         ("Длина 简短", "Длина 简短"),
+        ("from 1--2 -- or more --- not less", "from 1--2 -- or more --- not less"),
         ("x" * ENGINE_TEXT_LIMIT, "x" * ENGINE_TEXT_LIMIT),
         ("x" * 5000, "x" * (ENGINE_TEXT_LIMIT - 1) + "…"),
         ("", None),
@@ -49,6 +50,8 @@ def test_fit_words_are_shown_on_one_line(message, shown):
         "connect to 10.0.0.7 failed",
         "Trace\x00back\nTraceback",
         "x" * 390 + " at /opt/models/llama",
+        "tools require --tool-call-parser to be set",
+        "start it with `--jinja`",
     ],
 )
 def test_unfit_words_are_not_shown_at_all(message):

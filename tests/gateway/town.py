@@ -94,7 +94,7 @@ class Town:
         for engine in self.engines.values():
             assert all(generation.cancelled for generation in engine.generations)
         for pool in self.pools:
-            outcomes = ("ok", "abandoned", "error", "cancelled", "preempted")
+            outcomes = ("ok", "abandoned", "error", "shutdown", "cancelled", "preempted")
             counted = sum(self.metrics.attempts.labels(pool, each)._value.get() for each in outcomes)
             assert counted == sum(n for name, n in self.sent.items() if name.startswith(f"{pool}/"))
 

@@ -15,12 +15,17 @@ import numpy
 import triton_python_backend_utils as triton  # type: ignore[import-not-found]
 
 INNER = "inner"
+OUTPUTS = ["text_output", "num_input_tokens", "num_output_tokens"]
+"""All that the inner model may send: what it sends unasked, Triton frees without holding Python's lock (src/
+response_sender.cc of its python backend), and its process may die of that, from Python 3.12 on."""
 FINAL = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.attentive = "attentive" in json.loads(args["model_config"])["parameters"]
+        self.heard: list[Any] = []
+        """Of the last request: Triton's iterator frees without Python's lock what nobody else holds."""
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -34,7 +39,9 @@ class TritonPythonModel:
 
     def relay(self, request: Any, sender: Any) -> None:
         inner = str(uuid.uuid4())
+        self.heard.clear()
         for response in ask(inner, request.inputs()):
+            self.heard.append(response)
             if response.has_error():  # its last: whoever waits for more waits for ever
                 raise triton.TritonModelException(response.error().message())
             if tensors := response.output_tensors():
@@ -45,9 +52,8 @@ class TritonPythonModel:
 
 
 def ask(inner: str, tensors: list[Any]) -> Any:
-    names = ["text_output"]
     request = triton.InferenceRequest(
-        model_name=INNER, request_id=inner, inputs=tensors, requested_output_names=names
+        model_name=INNER, request_id=inner, inputs=tensors, requested_output_names=OUTPUTS
     )
     return request.exec(decoupled=True)
 

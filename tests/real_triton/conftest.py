@@ -5,12 +5,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import not_run
-from tests.real_triton.server import TritonServer, running, why_not
+from tests.real_triton.server import Servers, TritonServer, why_not
 
 
 @pytest.fixture(scope="session")
-def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     if reason := why_not():
         not_run(f"real Triton: {reason}")
-    with running(tmp_path_factory.mktemp("triton")) as server:
-        yield server
+    with Servers(lambda: tmp_path_factory.mktemp("triton")) as servers:
+        yield servers
+
+
+@pytest.fixture
+def triton(servers: Servers) -> TritonServer:
+    return servers.alive()

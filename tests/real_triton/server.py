@@ -28,7 +28,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,13 @@ class TritonServer:
     def events(self, part: str) -> list[str]:
         """The events of the journal alone."""
         return [entry["event"] for entry in self.journal(part)]
+
+    def lives(self) -> bool:
+        """Whether it answers at all."""
+        try:
+            return httpx.get(f"{self.url}/v2/health/live", trust_env=False).is_success
+        except httpx.TransportError:
+            return False
 
     def pending(self, model: str) -> int:
         """Requests that wait in Triton's queue."""
@@ -244,6 +251,22 @@ def running(directory: Path, *, grpc: bool = False) -> Iterator[TritonServer]:
             _stop(process)
             for segment in Path("/dev/shm").glob(f"{segments}*"):
                 segment.unlink(missing_ok=True)
+
+
+class Servers(contextlib.ExitStack):
+    """A server that lives. Triton 2.51 was seen to abort where a model's process died (docs/engines.md): then
+    the next who asks gets another."""
+
+    def __init__(self, directory: Callable[[], Path]) -> None:
+        """`directory`: an empty one, each time."""
+        super().__init__()
+        self._directory = directory
+        self._server: TritonServer | None = None
+
+    def alive(self) -> TritonServer:
+        if self._server is None or not self._server.lives():
+            self._server = self.enter_context(running(self._directory()))
+        return self._server
 
 
 def _command(

@@ -20,7 +20,8 @@ class Difference(Enum):
     NO_TOOLS = "`tools` are a 400 that names the parameter: the engine takes plain text"
     NO_REASONING = "what a model thinks is part of `content`: the engine does not tell it apart"
     COUNTED_HERE = (
-        "`usage.completion_tokens` is counted by the gateway: events of a stream, else a quarter of the bytes"
+        "`usage.completion_tokens` is counted by the gateway: events of a stream, else a quarter of the "
+        "bytes, within the bound"
     )
     WHOLE_LENGTH_UNTOLD = (
         "`finish_reason` is `stop` also where the length ended an answer that is not streamed"

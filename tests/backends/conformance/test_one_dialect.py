@@ -158,6 +158,19 @@ async def test_the_length_ends_it(fleet: Fleet, name: str, stream: bool) -> None
     check(name, seen, "abcd", 4, "stop" if untold else "length")
 
 
+@every_engine
+@both_ways
+async def test_no_more_is_counted_than_was_asked_for(fleet: Fleet, name: str, stream: bool) -> None:
+    """A guess by the bytes of the text stops at the bound, and is the bound where that ended the answer."""
+    fleet.recite(name, "internationalisation " * 50)
+    seen = await fleet.ask(name, stream=stream, max_tokens=12)
+    assert isinstance(seen, Seen), seen
+    assert seen.completion_tokens is not None
+    assert seen.completion_tokens <= 12
+    if seen.only.reason == "length":
+        assert seen.completion_tokens == 12
+
+
 # ------------------------------------------------------------------------------------------- stop strings
 
 STOPS = {

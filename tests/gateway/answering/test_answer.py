@@ -54,6 +54,30 @@ def test_an_event_with_the_text_of_many_tokens_is_not_one():
     assert answer.counted_tokens == 292 + 1
 
 
+@pytest.mark.parametrize(
+    ("text", "reason", "tokens"),
+    [
+        ("internationalisation " * 5, "stop", 12),
+        ("internationalisation " * 5, "length", 12),
+        ("A b c d e f g", "length", 12),
+        ("A b c d e f g", "stop", 3),
+        ("A b", "length", 3),
+    ],
+)
+def test_a_guess_stays_within_the_bound(text: str, reason: str, tokens: int):
+    """And is the bound where that ended the answer, unless there are not even so many bytes."""
+    answer, _ = an_answer_and_books(sent=12)
+    answer.note([Delta(text=text), Delta(finish_reason=reason), Done()])
+    assert answer.guessed
+    assert answer.completion_tokens == tokens
+
+
+def test_what_no_engine_bounds_is_as_it_was_guessed():
+    answer, _ = an_answer_and_books(sent=None)
+    answer.note([Delta(text="internationalisation " * 5), Delta(finish_reason="length"), Done()])
+    assert answer.completion_tokens == 105 // 4
+
+
 def test_the_engines_own_figure_wins_at_the_end():
     answer, _ = an_answer_and_books()
     answer.note([Delta(text="water " * 400, tokens=1), Usage(prompt_tokens=10, completion_tokens=401)])
@@ -67,6 +91,7 @@ def test_the_engines_own_figure_wins_at_the_end():
         ([Delta(text="x")], "client", "abandoned"),
         ([Delta(text="x")], "failed", "error"),
         ([Delta(text="x")], "timeout", "error"),
+        ([Delta(text="x")], "shutdown", "shutdown"),
     ],
 )
 def test_how_it_ended_is_told_once(events, lost_by, outcome):

@@ -4,13 +4,15 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from backends.mapping import NEVER
-from gateway.api.doors import NOT_FOR_CLIENTS
-from gateway.api.reading import TEMPLATE_FIELDS, read_call
+from gateway.api.doors import OUTPUT_BOUNDS
+from gateway.api.reading import read_call
 from gateway.call import Call, Dialect
 from gateway.config.snapshot import MediaTokens
 from gateway.errors import BadRequest, UnsupportedByEngine
@@ -42,10 +44,10 @@ def refused(dialect: Dialect, **body: Any) -> BadRequest:
 # ---------------------------------------------------------------------------------------- lists of texts
 
 
-@pytest.mark.parametrize("given", ["text", ["a", "b"], [1, 2], [[1, 2], [3]]])
-def test_embeddings_take_openais_four_forms(given: Any):
-    call = read("embeddings", input=given)
-    assert call.request.prompt == given
+@pytest.mark.parametrize("value", ["text", ["a", "b"], [1, 2], [[1, 2], [3]]])
+def test_embeddings_take_openais_four_forms(value: Any):
+    call = read("embeddings", input=value)
+    assert call.request.prompt == value
     assert call.request.native is not None
     assert (call.asked_max_tokens, call.as_chat, call.stream) == (0, False, False)
 
@@ -158,7 +160,7 @@ def test_a_message_is_counted_as_a_chat():
     assert call.request.messages == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "f\nx"},
+        {"role": "assistant", "content": 't\nf\n{"file_id":"x"}'},
         {"role": "user", "content": "t\ndone"},
     ]
     assert call.asked_max_tokens == 5
@@ -211,7 +213,7 @@ def test_pictures_cost_what_is_configured_or_are_refused():
         ("responses", {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
          "input[0].content[0]"),
         ("responses", {"input": [{"type": "function_call_output", "output": [
-            {"type": "input_image", "image_url": "https://x"}]}]}, "input[0].image_url"),
+            {"type": "input_image", "image_url": "https://x"}]}]}, "input[0].output[0].image_url"),
         ("responses", {"input": "x", "previous_response_id": "r"}, "previous_response_id"),
         ("responses", {"input": "x", "background": True}, "background"),
         ("responses", {"input": "x", "conversation": {"id": "c"}}, "conversation"),
@@ -232,6 +234,11 @@ def test_conversations_refused(dialect: Dialect, body: dict[str, Any], param: st
         ),
         ("responses", {"input": [{"type": "other", "x": [{}] * 75_000}]}),
         ("responses", {"input": [{"type": "other"}] * 75_000}),
+        ("responses", {"input": [{"type": "x", "output": [{"type": "y"}] * 9_000}] * 20}),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "a": {}}] * 9_999}]},
+        ),
         ("embeddings", {"input": ["x"] * 200_000}),
     ],
 )
@@ -272,8 +279,10 @@ BODIES: dict[Dialect, dict[str, Any]] = {
 @pytest.mark.parametrize("dialect", BODIES)
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("n_predict", -1), ("lora_path", "/etc"), ("lora", [{"id": 1}]), ("input_ids", [1]), ("rid", "r"),
-     ("n", 8), ("bootstrap_host", "10.0.0.1"), ("kv_transfer_params", {}), ("custom_logit_processor", "x")],
+    [("n_predict", 9), ("n_probs", 3), ("id_slot", 3), ("verbose", True), ("lora_path", "/etc"),
+     ("lora", [{"id": 1}]), ("input_ids", [1]), ("rid", "r"),
+     ("n", 8), ("bootstrap_host", "10.0.0.1"), ("kv_transfer_params", {"a": 1}),
+     ("custom_logit_processor", "x")],
 )  # fmt: skip
 def test_what_reaches_past_the_gateway_is_refused(dialect: Dialect, field: str, value: Any):
     """llama.cpp's `n_predict` would lift the bound that the gateway put into the body."""
@@ -286,9 +295,214 @@ def test_one_answer_is_what_there_is():
     assert read("responses", **BODIES["responses"], n=1).request.n == 1
 
 
-def test_what_no_chat_may_ask_no_other_door_may():
-    """Else a client would go round by the door that looks at less."""
-    assert NEVER.keys() <= NOT_FOR_CLIENTS.keys() | TEMPLATE_FIELDS
+@pytest.mark.parametrize("dialect", BODIES)
+def test_a_dumped_body_of_defaults_is_taken(dialect: Dialect):
+    """Clients that dump a model of all parameters send values that ask for nothing; chats let them pass."""
+    defaults = {
+        "use_beam_search": False, "early_stopping": False, "length_penalty": 1.0, "n_predict": -1, "n": 1,
+        "return_hidden_states": False, "verbose": False, "best_of": 1, "cache_prompt": True, "lora_path": "",
+    }  # fmt: skip
+    assert read(dialect, **BODIES[dialect], **defaults).dialect == dialect
+
+
+@pytest.mark.parametrize("dialect", BODIES)
+def test_no_other_name_of_the_bound_is_taken(dialect: Dialect):
+    """llama.cpp reads `n_predict`, `max_completion_tokens` and `max_tokens` before the door's own."""
+    names = {"n_predict", "max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens"}
+    for name in names - set(OUTPUT_BOUNDS.get(dialect, ())):
+        assert refused(dialect, **BODIES[dialect], **{name: 100_000}).param == name
+
+
+# ------------------------------------------------------------------------------------- what goes uncounted
+
+LONG = "water " * 50
+PIXEL = "data:image/png;base64,AA"
+INNER = "http://169.254.169.254/"
+
+
+def texts(call: Call) -> str:
+    """All that is counted as text."""
+    request = call.request
+    if request.messages is None:
+        return str(request.prompt)
+    contents = (message["content"] for message in request.messages)
+    return "\n".join(
+        each if isinstance(each, str) else "\n".join(part.get("text", "") for part in each)
+        for each in contents
+    )
+
+
+def holding(dialect: Dialect, part: Any) -> dict[str, Any]:
+    message = {"role": "user", "content": [part]}
+    return {"input": [message]} if dialect == "responses" else {"messages": [message]}
+
+
+CONVERSATIONS: tuple[Dialect, ...] = ("responses", "messages", "embeddings")
+TYPES: tuple[Any, ...] = (
+    "text", "input_text", "output_text", "refusal", "reasoning_text", "thinking", "image", "document",
+    "input_image", "input_file", "input_audio", "image_url", "audio_url", "video_url", "file", "tool_use",
+    "tool_result", "search_result", "unheard_of", "", 7, [], None,
+)  # fmt: skip
+REFERENCES: tuple[dict[str, Any], ...] = (
+    {"image_url": INNER}, {"image_url": {"url": "file:///etc/passwd"}}, {"image_url": [INNER]},
+    {"video_url": {"url": INNER}}, {"audio_url": INNER}, {"file_url": INNER}, {"file_id": "f"},
+    {"input_audio": {"data": INNER}}, {"file_data": INNER}, {"file": {"file_data": INNER}},
+    {"source": {"type": "url", "url": INNER}},
+    {"content": [{"type": "image_url", "image_url": INNER, "text": ""}]},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", CONVERSATIONS)
+@pytest.mark.parametrize("text", ["", "x", None])
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+def test_a_text_beside_it_hides_nothing(dialect: Dialect, kind: Any, text: str | None):
+    """Whatever a part calls itself: no reference passes, and what other fields hold is counted."""
+    for reference in REFERENCES:
+        error = refused(
+            dialect, **holding(dialect, {"type": kind, "text": text, **reference}), model="seeing"
+        )
+        assert error.param is not None
+    for field in ("content", "input", "output", "title", "reasoning", "name"):
+        for value in (LONG, [{"type": "text", "text": LONG}], {"id": LONG}):
+            with contextlib.suppress(BadRequest):
+                call = read(dialect, **holding(dialect, {"type": kind, "text": text, field: value}))
+                assert LONG in texts(call), (field, value)
+
+
+def test_a_picture_holds_no_text_and_a_text_no_picture_for_free():
+    """As in chats; the cost of media and its refusal cannot be talked away."""
+    for dialect in CONVERSATIONS:
+        part = {"type": "image_url", "image_url": {"url": PIXEL}}
+        refused(dialect, **holding(dialect, {**part, "text": ""}), model="seeing")
+        for without_a_cost in (
+            part,
+            {"image_url": {"url": PIXEL}},
+            {"type": "image_embeds", "image_embeds": "AA"},
+        ):
+            with pytest.raises(UnsupportedByEngine):
+                read(dialect, **holding(dialect, without_a_cost))
+    output = [{"type": "function_call_output", "output": [{"type": "input_image", "image_url": PIXEL}]}]
+    with pytest.raises(UnsupportedByEngine):
+        read("responses", input=output)
+    assert read("responses", input=output, model="seeing").as_chat
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "function_call_output", "content": "", "output": LONG},
+        {"type": "function_call_output", "content": [], "output": [{"type": "input_text", "text": LONG}]},
+        {"type": "function_call_output", "output": {"id": LONG}},
+        {"type": "function_call", "content": "x", "arguments": LONG},
+        {"type": "custom_tool_call", "input": LONG, "content": ""},
+        {"type": "message", "role": "user", "content": "", "output": LONG},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": LONG}}]},
+        {"role": "user", "content": [{"type": "tool_use", "id": LONG, "name": "f", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_use", "name": "f", "input": {"type": LONG}}]},
+        {"role": "user", "content": [{"type": "document", "source": {"type": "text", "data": LONG}}]},
+        {"role": "user", "content": [
+            {"type": "document",
+             "source": {"type": "content", "content": [{"type": "text", "text": LONG}]}}]},
+    ],
+)  # fmt: skip
+def test_content_beside_it_hides_nothing(item: dict[str, Any]):
+    call = read("responses", input=[item])
+    assert LONG in texts(call)
+    assert call.as_chat
+    for reference in REFERENCES[:5]:
+        refused("responses", input=[{**item, **reference}])
+        refused("responses", input=[{**item, "output": [reference]}])
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body", "param"),
+    [
+        ("embeddings", {"input": "x", "messages": HI}, "messages"),
+        ("embeddings", {"input": "x", "messages": []}, "messages"),
+        ("embeddings", {"messages": []}, "messages"),
+        ("responses", {"input": "x", "messages": HI}, "messages"),
+        ("responses", {"input": "x", "prompt": {"id": "pmpt_1"}}, "prompt"),
+        ("messages", {"messages": HI, "input": "x"}, "input"),
+        ("rerank", {"query": "x", "documents": ["y"], "texts": [LONG]}, "texts"),
+        ("score", {"text_1": "x", "text_2": "y", "queries": "x", "documents": "y"}, "queries"),
+        ("score", {"data_1": "x", "data_2": "y", "query": "x", "items": ["y"]}, "query"),
+        ("score", {"text_1": "x", "documents": "y"}, "documents"),
+    ],
+)
+def test_a_body_has_one_form(dialect: Dialect, body: dict[str, Any], param: str):
+    """Engines parse a union of forms, each in its own order."""
+    assert refused(dialect, **body).param == param
+
+
+def test_what_is_repeated_or_rendered_counts():
+    """Variables of the template, once; SGLang's `instruct` with each document."""
+    for dialect in CONVERSATIONS:
+        body = {"messages": HI} if dialect == "embeddings" else BODIES[dialect]
+        call = read(
+            dialect, **body, chat_template_kwargs={"rules": LONG, "more": [{"id": LONG}], "on": False}
+        )
+        assert texts(call).count(LONG) == 2
+        assert call.as_chat
+    call = read("rerank", query="q", documents=["a", "b"], instruct="Find.", chat_template_kwargs={"x": "y"})
+    assert call.request.prompt == ["q a Find. y", "q b Find. y"]
+    assert refused("rerank", query="q", documents=["a"] * 2048, instruct="q" * 9000).param == "documents"
+
+
+def test_all_of_a_tool_counts():
+    for tool in (
+        {"type": "function", "name": "f", "function": {"description": LONG}},
+        {"name": "f", "input_schema": {}, "parameters": {"description": LONG}},
+        {"name": "f", "parameters": LONG},
+        {"name": "f", "format": {"type": "grammar", "definition": LONG}},
+    ):
+        assert LONG in json.dumps(read("responses", input="x", tools=[tool]).request.parameters["tools"])
+
+
+NAMES = st.sampled_from(
+    ["type", "text", "content", "output", "input", "arguments", "summary", "name", "source", "data", "title",
+     "image_url", "url", "file_data", "input_audio", "tool_calls"]
+)  # fmt: skip
+WORDS = st.sampled_from([
+    "alpha", "beta", "", "text", "input_text", "image", "input_image", "tool_use", "tool_result", "document",
+    "base64", "url", "content", "function_call", "function_call_output", PIXEL, INNER, "file:///x",
+])  # fmt: skip
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    WORDS | st.none() | st.integers(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=5),
+    max_leaves=12,
+)
+
+
+def _walk(value: Any, name: str = "", exempt: bool = False) -> Iterator[tuple[str, str, bool]]:
+    """(field, text, whether it is an argument of a tool) of all texts but types and media."""
+    if isinstance(value, str):
+        yield name, value, exempt
+    elif isinstance(value, list):
+        for each in value:
+            yield from _walk(each, name, exempt)
+    elif isinstance(value, dict):
+        for field, inner in value.items():
+            arguments = field == "input" and value.get("type") == "tool_use"
+            yield from _walk(inner, field, exempt or arguments)
+
+
+@given(items=st.lists(st.dictionaries(NAMES, VALUES, max_size=5), min_size=1, max_size=3))
+def test_all_that_is_taken_is_counted_and_nothing_is_fetched(items: list[dict[str, Any]]):
+    """Of any body that is taken: each text but types and media is counted as often as it is there, and no
+    field of media names something to be fetched."""
+    try:
+        call = read("responses", input=items, model="seeing")
+    except BadRequest:
+        return
+    counted = texts(call)
+    found = list(_walk(items))
+    for word in ("alpha", "beta"):
+        fields = ("type", "image_url", "url", "file_data", "input_audio", "data", "source")
+        there = sum(text == word for name, text, _ in found if name not in fields)
+        assert counted.count(word) >= there
+    for name, text, argument in found:
+        if name in ("image_url", "file_data", "input_audio") and not argument:
+            assert not text.startswith(("http:", "file:")), name
 
 
 def test_a_clients_salt_keeps_its_prompts_apart_at_all_doors():

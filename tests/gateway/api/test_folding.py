@@ -1,6 +1,8 @@
 """Native streams as documents: whole, and cut after any of their events."""
 
 import json
+from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from gateway.api.folding import Frame, MessageFold, ResponseFold, fold_of, named_event
+from gateway.api.folding import Frame, MessageFold, ResponseFold, fold_of
 
 FRAME = Frame("id-1", 5, "public")
 SPOKEN: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
@@ -132,7 +134,7 @@ RESPONSE = numbered(
 def folded(dialect: Any, events: list[dict[str, Any]]) -> MessageFold | ResponseFold:
     fold = fold_of(dialect, FRAME)
     for event in events:
-        fold.note(named_event(event))
+        fold.note(b"data: %b\n\n" % json.dumps(event).encode())
     assert isinstance(fold, MessageFold | ResponseFold)
     return fold
 
@@ -208,6 +210,8 @@ def test_a_response_cut_after_any_event_is_one_to_the_sdk(after: int):
     assert (events[-1]["type"], ended.status) == ("response.incomplete", "incomplete")
     assert ended.incomplete_details is not None
     assert ended.incomplete_details.reason == "max_output_tokens"
+    for told in ("response.output_text.done", "response.content_part.done"):
+        assert [event["type"] for event in events].count(told) <= 1, "each end once"
     text = "".join(event["delta"] for event in seen if event["type"] == "response.output_text.delta")
     assert ended.output_text == text
     calls = [item.arguments for item in ended.output if item.type == "function_call"]
@@ -215,6 +219,22 @@ def test_a_response_cut_after_any_event_is_one_to_the_sdk(after: int):
     assert ended.usage is not None
     assert (ended.usage.input_tokens, ended.usage.output_tokens, ended.usage.total_tokens) == (9, 4, 13)
     assert json.loads(fold.document(USAGE, cut=True))["output"] == events[-1]["response"]["output"]
+
+
+def test_a_text_whose_end_was_told_has_only_the_end_of_its_part():
+    """The text of its `done` counts: there may have been no delta."""
+    fold = folded("responses", [{"type": "response.output_text.done", "item_id": "i", "text": "Water"}])
+    part, item, ended = data(fold.ends(USAGE))
+    assert (part["type"], part["part"]["text"]) == ("response.content_part.done", "Water")
+    assert (
+        item["item"]["content"] == ended["response"]["output"][0]["content"] == [{**EMPTY, "text": "Water"}]
+    )
+
+
+def test_what_comes_after_the_end_of_an_item_changes_nothing():
+    late = {"type": "response.output_text.delta", "output_index": 1, "delta": "late"}
+    fold = folded("responses", [*RESPONSE[:14], late])
+    assert json.loads(fold.document(USAGE, cut=True))["output"][1] == WHOLE["output"][1]
 
 
 def test_events_without_indices_belong_to_the_item_they_name():
@@ -264,3 +284,93 @@ def test_whatever_an_engine_sends_the_answer_can_be_ended(
     last = data(fold.ends(USAGE))[-1]
     assert last["type"] in ("message_stop", "response.incomplete")
     assert isinstance(json.loads(fold.document(USAGE, cut=True)), dict)
+
+
+def ways(value: Any) -> Iterator[tuple[Any, ...]]:
+    """The way to each value in a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (key,)
+        yield from ((key, *more) for more in ways(inner))
+
+
+@st.composite
+def nearly(draw: st.DrawFn, stream: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A real stream up to some event, with a few values replaced and a few events lost or told twice."""
+    events = deepcopy(stream[: draw(st.integers(1, len(stream)))])
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(events) - 1))
+        *way, last = draw(st.sampled_from(list(ways(events[at])) or [("type",)]))
+        holder: Any = events[at]
+        for key in way:
+            holder = holder[key]
+        holder[last] = draw(JSON)
+    for at in draw(st.lists(st.integers(0, len(events) - 1), max_size=2)):
+        events[at : at + 1] = draw(st.sampled_from([[], [events[at]] * 2])) if at < len(events) else []
+    return events
+
+
+@pytest.mark.parametrize(("dialect", "stream"), [("messages", MESSAGE), ("responses", RESPONSE)])
+@given(st.data())
+def test_a_real_stream_with_odd_values_can_be_ended(dialect: Any, stream: Any, draws: st.DataObject):
+    """And what the gateway says of itself is of the dialect's types, whatever the engine said."""
+    fold = folded(dialect, draws.draw(nearly(stream)))
+    whole = json.loads(fold.document(USAGE, cut=False))
+    assert isinstance(whole, dict)
+    first = fold.sequence
+    told = data(fold.ends(USAGE))
+    document = json.loads(fold.document(USAGE, cut=True))
+    if dialect == "messages":
+        assert told[-1] == {"type": "message_stop"}
+        assert all(type(event["index"]) is int for event in told if event["type"] == "content_block_stop")
+        assert isinstance(document["stop_reason"], str)
+        assert isinstance(document["usage"], dict)
+        assert all(isinstance(block, dict) for block in document["content"])
+    else:
+        assert [event["sequence_number"] for event in told] == list(range(first, first + len(told)))
+        assert (told[-1]["type"], document["status"]) == ("response.incomplete", "incomplete")
+        assert all(isinstance(item, dict) for item in document["output"])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"usage": 5}, {"usage": [1]}, {"stop_reason": 5, "usage": None}],
+)
+def test_a_message_with_an_odd_frame_is_passed_over(odd: dict[str, Any]):
+    start = {**MESSAGE[0], "message": {**MESSAGE[0]["message"], **odd}}
+    fold = folded("messages", [start, *MESSAGE[1:-1]])
+    usage = {"input_tokens": 9, "output_tokens": 7}
+    assert json.loads(fold.document(USAGE, cut=False))["usage"] == usage
+    assert data(folded("messages", [start]).ends(USAGE))[0]["delta"]["stop_reason"] == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "events"),
+    [
+        (
+            "messages",
+            b"""data: {"type": "content_block_start", "content_block": {"type": "tool_use", "input": {}}}
+data: {"type": "content_block_delta", "delta": {"type": "input_json_delta", "partial_json": "%b"}}
+data: {"type": "content_block_stop"}\n\n""",
+        ),
+        ("responses", b'data: {"type": "response.content_part.added", "part": {"odd": %b}}\n\n'),
+    ],
+)  # fmt: skip
+def test_what_can_be_read_can_be_written(dialect: Any, events: bytes):
+    """At every depth: also where the reader's bound is met by what is written around a value."""
+    kept = set()
+    for depth in range(900, 1001):
+        deep = b"[" * depth + b"]" * depth
+        fold = fold_of(dialect, FRAME)
+        fold.note(events % deep)
+        kept.add(deep in fold.ends(USAGE) + fold.document(USAGE, cut=True))
+    assert kept == {True, False}
+
+
+@pytest.mark.parametrize("odd", [5, "abc", {"a": 1}, True])
+def test_citations_that_are_no_list_are_passed_over(odd: Any):
+    said = {"type": "text", "text": odd, "citations": odd}
+    events = block(0, said, {"type": "citations_delta", "citation": CITATION}, {"text": "x"})
+    (told,) = json.loads(folded("messages", events).document(USAGE, cut=True))["content"]
+    assert told["citations"] == [CITATION]
+    assert told["text"].endswith("x")

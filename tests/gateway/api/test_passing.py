@@ -1,7 +1,10 @@
 """The gateway's own events in native streams: where an answer is cut, and where it breaks."""
 
 import json
+import tracemalloc
 from typing import Any
+
+import pytest
 
 from backends.contract import Delta, Done
 from gateway.api.errors import anthropic_error
@@ -18,8 +21,8 @@ def data(stream: bytes) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in stream.split(b"\n") if line.startswith(b"data: ")]
 
 
-def stream(dialect: Any) -> PassingStream:
-    return PassingStream(dialect, FRAME)
+def stream(dialect: Any, *, may_be_cut: bool = True) -> PassingStream:
+    return PassingStream(dialect, FRAME, may_be_cut=may_be_cut)
 
 
 def test_bytes_of_all_events_leave_in_order():
@@ -99,6 +102,32 @@ def test_odd_bytes_do_not_keep_a_stream_from_ending():
     ]
 
 
+@pytest.mark.parametrize("may_be_cut", [True, False])
+def test_the_next_number_is_known_whether_the_stream_is_folded_or_not(may_be_cut: bool):
+    """Also where the latest events bear none."""
+    passing = stream("responses", may_be_cut=may_be_cut)
+    assert passing.next_sequence() == 0
+    piece = {"type": "response.output_text.delta", "delta": '"sequence_number": 9'}
+    for number in (0, 1):
+        passing.deltas([Delta(text="x", raw=named_event({**piece, "sequence_number": number}))])
+    passing.deltas([Delta(text="x", raw=named_event(piece))])
+    assert passing.next_sequence() == passing.next_sequence() == 2
+
+
+def test_what_nothing_can_cut_is_not_kept():
+    """A stream of hours must not be held in memory for an end that cannot come."""
+    passing = stream("responses", may_be_cut=False)
+    piece = named_event({"type": "response.output_text.delta", "sequence_number": 0, "delta": "x" * 1000})
+    tracemalloc.start()
+    try:
+        for _ in range(1000):
+            passing.deltas([Delta(text="x", raw=piece + b"")])
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 100_000
+
+
 def test_a_document_is_what_the_engine_wrote():
     document = PassingDocument()
     document.add([Delta(raw=b'{"a": 1.0}'), Done()])
@@ -113,6 +142,10 @@ def test_a_document_that_was_asked_for_as_a_stream():
     document.add([Delta(text="x", raw=b'data: {"type": "response.output_text.delta", "delta": "x"}\n\n')])
     document.add([Done(raw=ended)])
     assert json.loads(document.body(USAGE)) == response
+    at_once = UnstreamedDocument("messages", FRAME)
+    at_once.add([Delta(raw=b'{"content": [1.0]}')])
+    at_once.add([Done(raw=b"")])
+    assert at_once.body(USAGE) == b'{"content": [1.0]}', "of an engine that knows no streams"
     cut = UnstreamedDocument("messages", FRAME)
     cut.add(CUT)
     assert json.loads(cut.body(USAGE))["stop_reason"] == "max_tokens"

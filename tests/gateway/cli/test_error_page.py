@@ -3,6 +3,7 @@
 import pytest
 
 from backends.contract import ErrorKind
+from gateway.api.passing import stream_failure
 from gateway.cli.error_page import COLUMNS, main, page, rows
 from gateway.engine_errors import MEANINGS, gateway_error_for
 from gateway.errors import engine_text
@@ -33,3 +34,13 @@ def test_every_kind_means_something() -> None:
 def test_the_count_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--count"])
     assert capsys.readouterr().out.count("\n") == len(COLUMNS) + 2
+
+
+def test_how_streams_end_is_told_as_it_is() -> None:
+    """`[DONE]` is the end of chats and completions alone, and the page's rows are of every door."""
+    (row, *_) = (row for row in rows("vllm") if row.begun)
+    for door in ("responses", "messages"):
+        assert b"[DONE]" not in stream_failure(door, gateway_error_for(row.error, door))
+    told = [line for line in page().splitlines() if "an error event" in line]
+    assert told
+    assert not any(line.endswith("`[DONE]` |") for line in told)

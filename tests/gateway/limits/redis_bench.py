@@ -64,7 +64,7 @@ async def a_store(
 
 async def arrived(store: RedisStore) -> None:
     """Until nothing is on its way."""
-    await until(lambda: not (store.link.kept or store.link._flight or store.link._queue or store.link._first))
+    await until(lambda: not (store.link.kept or store.link._flight or store.link._queue))
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:

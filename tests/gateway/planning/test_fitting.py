@@ -6,7 +6,7 @@ import random
 import pytest
 
 from backends.simulated.engine import PROFILES, Engine, EngineProfile
-from gateway.planning.fitting import WITHOUT, Fit, Sample, _fit, fit
+from gateway.planning.fitting import PLAIN, Fit, Sample, _fit, fit
 
 H200 = PROFILES["h200"]
 PROMPTS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 12_000)
@@ -149,7 +149,7 @@ def test_a_cost_of_sequences_is_found():
 def test_without_it_the_form_does_not_fit(seed):
     """From a fifth or so down to the noise."""
     samples = samples_of(ONE_BY_ONE, 0.02, seed)
-    plain = _fit(samples, 172, 8192, WITHOUT).residuals["decode"].rms
+    plain = _fit(samples, 172, 8192, PLAIN).residuals["decode"].rms
     found = fit(samples)
     assert found.s.identified
     assert plain > 0.15

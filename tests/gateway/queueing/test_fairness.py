@@ -231,6 +231,50 @@ def test_in_a_flood_long_prompts_of_others_may_leave_the_long_set():
     assert long["flood"].open
 
 
+def test_a_flood_that_is_over_is_forgotten():
+    """Its tenant still holds slots, and does not wait: once there is nothing to divide it stands where all
+    do, and nobody is owed anything."""
+    pool = Pool("a", in_flight=4, settings={"fair_after": 1.0})
+    accounts = pool.scheduler._accounts
+    pool.ask(10, tenant="quiet")
+    flood = [pool.ask(10, 2000, tenant="flood") for _ in range(12)]
+    pool.tick(0.02)
+    account = accounts.of("flood", 1.0)
+    assert accounts.contended
+    assert account.standing & 1
+    for client in flood[3:]:
+        client.withdrawn = True
+        pool.scheduler.withdraw(client.item)
+    waiting = pool.ask(10, tenant="quiet")
+    assert waiting.open
+    pool.tick(0.02)
+    assert not accounts.contended
+    assert (account.waiting, account.in_flight, account.standing) == (0, 3, 0)
+    assert not accounts.owed(accounts.of("quiet", 1.0))
+
+
+@pytest.mark.parametrize("ticks", [False, True])
+def test_an_empty_line_is_no_flood(ticks):
+    """Nobody waits any more, so nobody calls `dispatch` for time's sake: whoever comes next finds it out."""
+    pool = Pool("a", in_flight=4, settings={"fair_after": 1.0})
+    accounts = pool.scheduler._accounts
+    quiet = pool.ask(10, tenant="quiet")
+    flood = [pool.ask(10, 2000, tenant="flood") for _ in range(12)]
+    pool.tick(0.02)
+    for client in flood[3:]:
+        client.withdrawn = True
+        pool.scheduler.withdraw(client.item)
+    assert accounts.of("flood", 1.0).standing & 1
+    assert quiet.slot is not None
+    if ticks:
+        pool.tick(0.02)
+    else:
+        quiet.slot.release()
+        assert pool.ask(10, tenant="flood").slot is not None, "the room that was closed to it"
+    assert not accounts.contended
+    assert accounts.of("flood", 1.0).standing == 0
+
+
 def test_without_a_flood_long_prompts_keep_to_the_long_set():
     """The same, but nobody holds more than its share."""
     pool = Pool("ab", in_flight=10, settings={"quantum": 1e9, "headroom": 0.0})
