@@ -1,11 +1,16 @@
-"""What a generic engine of OpenAI's dialect gets: everything, as it is. It says itself what it cannot do.
+"""What a generic engine of OpenAI's dialect gets: what it is asked, as it is. It says itself what it cannot do.
 
-Beam search, logits and programs, a template of the client's own among them, go to no engine.
+But nobody knows which engine it is, so what reaches past the gateway in any of them is refused, other names of
+the bound on the output among it.
 """
 
-from backends.mapping import LOGITS, NEVER, Table, Tables, forwarded
+from backends.mapping import NEVER, Table, Tables, forwarded, refused
 
 __all__ = ["TABLES"]
 
-_TABLE = Table({**LOGITS, "chat_template": NEVER["chat_template"]}, others=forwarded())
+_LIFTS = refused("It would lift the bound: use max_tokens.", -1)
+
+_TABLE = Table(
+    {**NEVER, "n_predict": _LIFTS, "max_new_tokens": _LIFTS, "max_output_tokens": _LIFTS}, others=forwarded()
+)
 TABLES = Tables(chat=_TABLE, completions=_TABLE)

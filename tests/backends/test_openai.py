@@ -1,6 +1,9 @@
-"""The generic OpenAI engine: everything is forwarded but beam search, logits and programs."""
+"""The generic OpenAI engine: everything is forwarded but what reaches past the gateway in any engine."""
 
 import json
+from typing import Any
+
+import pytest
 
 from backends.contract import GenerateRequest
 from backends.openai.adapter import OpenAiAdapter
@@ -26,6 +29,21 @@ def test_everything_is_forwarded() -> None:
         "unheard_of": {"a": [1]},
     }
     assert ADAPTER.unsupported(request) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("lora_path", "x"), ("kv_transfer_params", {"remote_host": "h"}), ("bootstrap_host", "h"),
+     ("input_ids", [1]), ("n_predict", 100_000), ("max_new_tokens", 100_000), ("rid", "r")],
+)  # fmt: skip
+def test_what_reaches_past_the_gateway_is_refused(field: str, value: Any) -> None:
+    """It may be any engine that is behind it."""
+    request = GenerateRequest(
+        request_id="r-1", model="m", stream=False, messages=[], parameters={field: value}, max_tokens=4
+    )
+    refused = ADAPTER.unsupported(request)
+    assert refused is not None
+    assert refused.param == field
 
 
 def test_health_asks_for_the_models() -> None:
