@@ -1,6 +1,6 @@
-"""What a generic engine of OpenAI's dialect gets: what it is asked, as it is. It says itself what it cannot do.
+"""What a generic engine of OpenAI's dialect gets: what is asked, as it is. It says itself what it cannot do.
 
-But nobody knows which engine it is, so what reaches past the gateway in any of them is refused, other names of
+But nobody knows which engine it is: what reaches past the gateway in any of them is refused, other names of
 the bound on the output among it.
 """
 

@@ -93,6 +93,8 @@ def serve(
         warn(warnings)
         if upstreams is not None and print_config:
             print(upstreams.text(), end="")
+            for url in upstreams.missing:
+                print(f"headgate: {url} is not in this file, for it did not answer", file=sys.stderr)
             print(f"headgate: the key of this file, shown only now: {upstreams.key}", file=sys.stderr)
             return
         snapshot = with_listeners(loaded, host, port, admin_host, admin_port)

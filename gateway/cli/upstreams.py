@@ -79,6 +79,11 @@ class Upstreams:
             )
         return snapshot, warnings
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Addresses that have not answered so far."""
+        return tuple(missing.url for missing in self._discovery.missing)
+
     async def follow(self, gateway: Gateway) -> None:
         """Take in those that come later, until none is missing."""
         while self._discovery.missing:

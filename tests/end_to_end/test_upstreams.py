@@ -92,6 +92,7 @@ def test_print_config_is_a_file_that_check_likes(tmp_path: Path) -> None:
     assert key is not None
     assert key[1] not in text
     assert url in text
+    assert f"{NOBODY} is not in this file" in said
     file = tmp_path / "routes.yaml"
     file.write_text(text)
     check = [sys.executable, "-m", "gateway", "check", str(file)]

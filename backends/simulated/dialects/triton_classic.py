@@ -80,7 +80,8 @@ class Classic(Vocabulary):
 
     models = ("ensemble", "postprocessing", "preprocessing", "tensorrt_llm", "tensorrt_llm_bls")
     speaking = ("ensemble", "tensorrt_llm_bls")
-    decoupled = ("tensorrt_llm", "tensorrt_llm_bls")
+    # An ensemble is decoupled as soon as one of its steps is.
+    decoupled = ("ensemble", "tensorrt_llm", "tensorrt_llm_bls")
     inputs = _INPUTS
     outputs = _OUTPUTS
     required = ("text_input", "max_tokens")

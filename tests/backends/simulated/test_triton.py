@@ -219,6 +219,8 @@ async def test_the_other_routes(engine):
     metadata = (await get(engine.url, "/v2/models/tensorrt_llm_bls")).json
     assert [tensor["name"] for tensor in metadata["inputs"][:2]] == ["text_input", "max_tokens"]
     assert metadata["inputs"][1] == {"name": "max_tokens", "datatype": "INT32", "shape": [-1, 1]}
+    ensemble = (await get(engine.url, "/v2/models/ensemble/config")).json["model_transaction_policy"]
+    assert ensemble == {"decoupled": True}, "as soon as one of its steps is"
     decoupled = (await get(engine.url, "/v2/models/tensorrt_llm_bls/config")).json["model_transaction_policy"]
     assert decoupled == {"decoupled": True}
     index = await post(engine.url, "/v2/repository/index", None, raw=b"")
