@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import settings
 
 from tests.redis_server import namespace, own_redis, redis_server
 
 __all__ = ["namespace", "own_redis", "redis_server"]  # fixtures
+
+# On a busy machine an example may take long; where CI is set, Hypothesis has a profile of its own for that.
+if not os.environ.get("CI"):
+    settings.register_profile("busy", deadline=None)
+    settings.load_profile("busy")
 
 REPO = Path(__file__).resolve().parents[1]
 NOT_RUN = "NOT RUN: "

@@ -54,9 +54,16 @@ def abandoned(
     if not seen:
         unseen = min(unseen, max(0.0, computing - prefill))
     steps = unseen / ledger.model.step(ledger.in_flight, ledger.kv_seen)
-    output = seen - delivered + min(steps * request.n, max(0, expected - seen))
+    output = seen - delivered + min(steps * request.n, _rest(request, expected, seen))
     if delivered:
         prompt = 0
     elif not seen and computing < prefill:
         prompt = int(prompt * computing / prefill)
     return Abandoned(prompt, int(output))
+
+
+def _rest(request: GenerateRequest, expected: int, seen: int) -> int:
+    """Output tokens that the engine would still make by itself. An answer that has outrun what was expected
+    is thought to have as much again before it: how long it has been says nothing of how long it will be."""
+    rest = expected - seen if seen < expected else expected
+    return rest if request.max_tokens is None else max(0, min(rest, request.max_tokens * request.n - seen))

@@ -1,5 +1,6 @@
 """Tokens for nobody: what was seen, and what is estimated of what was not."""
 
+import msgspec
 import pytest
 
 from backends.contract import GenerateRequest
@@ -59,6 +60,14 @@ def test_what_triton_computes_to_its_end(attentive, streamed):
     """Whole answers always; streams unless its model looks for its client, which BLS as shipped does not."""
     assert Desk("triton", stream=False, attentive=attentive).after(0.001) == (PROMPT, EXPECTED)
     assert Desk("triton", stream=True, attentive=attentive).after(0.0) == streamed
+
+
+def test_an_answer_that_outran_what_was_expected_goes_on():
+    """Up to its bound."""
+    desk = Desk("triton")
+    assert desk.after(9, seen=EXPECTED + 50, delivered=EXPECTED + 50).output == EXPECTED
+    desk.request = msgspec.structs.replace(desk.request, max_tokens=EXPECTED + 70)
+    assert desk.after(9, seen=EXPECTED + 50, delivered=EXPECTED + 50).output == 20
 
 
 def test_what_the_engine_ended_itself_does_not_go_on():
