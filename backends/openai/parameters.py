@@ -10,7 +10,5 @@ __all__ = ["TABLES"]
 
 _LIFTS = refused("It would lift the bound: use max_tokens.", -1)
 
-_TABLE = Table(
-    {**NEVER, "n_predict": _LIFTS, "max_new_tokens": _LIFTS, "max_output_tokens": _LIFTS}, others=forwarded()
-)
+_TABLE = Table({**NEVER, "n_predict": _LIFTS, "max_new_tokens": _LIFTS}, others=forwarded())
 TABLES = Tables(chat=_TABLE, completions=_TABLE)
