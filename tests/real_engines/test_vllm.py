@@ -80,7 +80,7 @@ async def test_its_load_is_read(vllm: VllmServer, tmp_path: Path) -> None:
     async with world(tmp_path, {"pool": pool(vllm)}) as here:
         async with asyncio.TaskGroup() as group:
             for number in range(SEQUENCES + 1):
-                group.create_task(told(here, **ask(f"busy {number}", max_tokens=300, **ON_AND_ON)))
+                group.create_task(told(here, **ask(f"busy {number}", max_tokens=2000, **ON_AND_ON)))
             await until("one to wait", lambda: vllm.waiting() == 1)
             async with httpx.AsyncClient(base_url=vllm.url, trust_env=False) as http:
                 answer = await http.request(question.method, question.path)
@@ -243,7 +243,7 @@ async def test_what_it_refuses_is_told_in_the_shape_of_anthropic(vllm: VllmServe
         base = here.addresses.data
         async with anthropic.AsyncAnthropic(base_url=base, api_key=KEY, max_retries=0) as sdk:
             with pytest.raises(anthropic.BadRequestError) as refused:
-                await sdk.messages.create(**given, max_tokens=5, temperature=-1)
+                await sdk.messages.create(**given, max_tokens=5, extra_body={"temperature": -1})
     assert isinstance(refused.value.body, dict)
     assert refused.value.body["type"] == "error"
     assert refused.value.body["error"]["type"] == "invalid_request_error"
@@ -261,14 +261,20 @@ async def test_responses_by_the_sdk_of_openai(vllm: VllmServer, tmp_path: Path) 
     assert 1 <= kinds.count("response.output_text.delta") <= 5, "tokens that end within a character wait"
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/rerank", "/score"])
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/embeddings", {"input": "a"}),
+        ("/rerank", {"query": "a", "documents": ["b"]}),
+        ("/score", {"text_1": "a", "text_2": "b"}),
+    ],
+)
 async def test_a_door_of_another_model_is_said_to_be_shut(
-    vllm: VllmServer, tmp_path: Path, path: str
+    vllm: VllmServer, tmp_path: Path, path: str, asked: dict[str, Any]
 ) -> None:
     """vLLM opens the doors that its model can answer, and is 404 on the others."""
-    body = {"model": "m", "input": "a", "query": "a", "documents": ["b"], "text_1": "a", "text_2": "b"}
     async with world(tmp_path, {"pool": pool(vllm)}) as here, here.http() as http:
-        answer = await http.post(path, json=body)
+        answer = await http.post(path, json={"model": "m", **asked})
     assert answer.status_code == 501, answer.text
 
 
@@ -325,7 +331,7 @@ async def test_a_sequence_ends_when_its_client_left(vllm: VllmServer, tmp_path: 
         await left(here, vllm, asked, begun=1)
         await here.wait_at_rest()
         assert here.gateway.book.outcomes == {"cancelled": 1}
-        await until("it to be free", lambda: vllm.running() == 0, seconds=2)
+        await until("it to be free", lambda: vllm.running() == 0, seconds=8)
     assert vllm.metric("generation_tokens_total") - before < 3000
 
 
@@ -338,7 +344,7 @@ async def test_one_that_waits_leaves_the_queue(vllm: VllmServer, tmp_path: Path,
                 await stack.enter_async_context(http.stream("POST", "/v1/chat/completions", json=body))
             await until("all to run", lambda: vllm.running() == SEQUENCES)
             await left(here, vllm, ask("wait", stream=stream), begun=SEQUENCES + 1)
-            await until("it to leave", lambda: vllm.waiting() == 0, seconds=2)
+            await until("it to leave", lambda: vllm.waiting() == 0, seconds=8)
             assert vllm.running() == SEQUENCES
         await here.wait_at_rest()
-        await until("all to be free", lambda: vllm.running() == 0, seconds=2)
+        await until("all to be free", lambda: vllm.running() == 0, seconds=8)
