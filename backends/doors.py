@@ -184,10 +184,10 @@ class _NoDoors:
     adapted: frozenset[Door] = frozenset()
 
     def encode(self, request: GenerateRequest) -> HttpRequest:
-        raise NotImplementedError(f"no native {_native(request).door}")
+        raise ValueError(f"no native {_native(request).door}")
 
     def decoder(self, request: GenerateRequest) -> Decoder:
-        raise NotImplementedError(f"no native {_native(request).door}")
+        raise ValueError(f"no native {_native(request).door}")
 
 
 NO_DOORS = _NoDoors()

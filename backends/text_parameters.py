@@ -44,7 +44,7 @@ def _prompt(value: Any) -> Mapping[str, Any]:
 
 
 _TOOLS = "This engine takes plain text and cannot call tools."
-_LOGPROBS = "This engine gives no log probabilities."
+_LOGPROBS = "Log probabilities are not read from this engine's answers."
 
 
 def _template(check: Any) -> Rule:

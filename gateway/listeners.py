@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from starlette.routing import Route, Router
 
-from gateway.admin.endpoints import AdminEndpoint, AdminHandlers
+from gateway.admin.endpoints import AdminEndpoint, AdminHandlers, Handler
 from gateway.admin.limits import LimitHandlers
 from gateway.admin.operating import ConfigHandlers, KeyHandlers, PoolHandlers, ReplicaHandlers
-from gateway.api.asgi import App
+from gateway.api.asgi import App, Receive, Scope, Send
 from gateway.api.count_tokens import CountTokensEndpoint
 from gateway.api.errors import ErrorRing
 from gateway.api.generation import GenerationEndpoint
@@ -104,8 +104,8 @@ class Listeners:
         pools = PoolHandlers(state, self._runtime)
         config = ConfigHandlers(state, self._runtime, reloader, older_in_use)
 
-        def guarded(handler: Callable[..., object]) -> AdminEndpoint:
-            return AdminEndpoint(handler, self._runtime, self._authenticator)  # type: ignore[arg-type]
+        def guarded(handler: Handler) -> AdminEndpoint:
+            return AdminEndpoint(handler, self._runtime, self._authenticator)
 
         return [
             Route("/admin/pools", guarded(handlers.pools), methods=["GET"]),
@@ -148,7 +148,7 @@ class Listeners:
 def _with_app(router: Router) -> App:
     """Starlette raises its 404 and 405, for the error ring to answer, only below an application."""
 
-    async def app(scope, receive, send):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = router
         await router(scope, receive, send)
 

@@ -15,7 +15,7 @@ __all__ = ["ENGINES", "Difference", "Ends", "Engine", "tables"]
 class Difference(Enum):
     """What a client may notice of the engine behind the gateway: all there is. The value is what docs say."""
 
-    NO_LOGPROBS = "`logprobs` are a 400 that names the parameter: the engine tells none"
+    NO_LOGPROBS = "`logprobs` are a 400 that names the parameter: none are read from the engine's answers"
     NO_COMPLETION_LOGPROBS = "on completions, `logprobs` are a 400 that names the parameter"
     NO_TOOLS = "`tools` are a 400 that names the parameter: the engine takes plain text"
     NO_REASONING = "what a model thinks is part of `content`: the engine does not tell it apart"
